@@ -1,0 +1,51 @@
+"""A vision transformer in NumPy, float64, one line per formula: what the graph of the model has to compute."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sparsespec.models.build import Linear, Norm, Trunk
+
+_Array = npt.NDArray[np.float64]
+_erf = np.vectorize(math.erf)
+
+
+def _linear(x: _Array, layer: Linear) -> _Array:
+    return x @ layer.weight.astype(float) + layer.bias
+
+
+def _norm(x: _Array, layer: Norm) -> _Array:
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + layer.epsilon) * layer.weight + layer.bias
+
+
+def _attend(q: _Array, k: _Array, v: _Array, heads: int) -> _Array:
+    parts = []
+    for qh, kh, vh in zip(*(np.split(m, heads, axis=-1) for m in (q, k, v)), strict=True):
+        score = qh @ kh.T / math.sqrt(qh.shape[-1])
+        weight = np.exp(score - score.max(-1, keepdims=True))
+        parts.append(weight / weight.sum(-1, keepdims=True) @ vh)
+    return np.concatenate(parts, axis=-1)
+
+
+def queries_keys_values(trunk: Trunk, image: npt.NDArray[Any], positions: npt.NDArray[Any]) -> list[_Array]:
+    """Run the trunk on one normalised (3, H, W) image; positions as the graph takes them, the class token included."""
+    p = trunk.patch_size
+    tokens = [np.zeros(trunk.embed_dim)]
+    for top in range(0, image.shape[1], p):
+        for left in range(0, image.shape[2], p):
+            patch = image[:, top : top + p, left : left + p].astype(float)
+            tokens.append((trunk.patch.weight * patch).sum((1, 2, 3)) + trunk.patch.bias)
+    x = np.array(tokens) + positions
+    for attention, rest in trunk.blocks:
+        normed = _norm(x, attention.norm)
+        q, k, v = (_linear(normed, part) for part in (attention.query, attention.key, attention.value))
+        x = x + _linear(_attend(q, k, v, trunk.heads), rest.out)
+        hidden = _linear(_norm(x, rest.norm), rest.fc1)
+        x = x + _linear(hidden * (1 + _erf(hidden / math.sqrt(2))) / 2, rest.fc2)
+    normed = _norm(x, trunk.last.norm)[1:]
+    return [_linear(normed, part) for part in (trunk.last.query, trunk.last.key, trunk.last.value)]

@@ -1,0 +1,502 @@
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from sparsespec import _threads, backbone
+from sparsespec.backbone import (
+    Backbone,
+    ProviderError,
+    TokenFeatures,
+    fit_to_grid,
+    resize_positions,
+    token_tiles,
+)
+from tests.reference.resampling import bicubic_image
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def net() -> Backbone:
+    return Backbone(threads=1)
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    """Make a smooth picture with one sharp disc in it."""
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    disc = (x - 0.5) ** 2 + (y - 0.3) ** 2 < 0.04
+    channels = [0.5 + 0.4 * np.sin(5 * x + k) * np.cos(4 * y - k) for k in range(3)]
+    return np.stack([np.where(disc, 1 - c, c) for c in channels], axis=-1).astype(np.float32)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+
+
+# Features
+
+
+def test_features_are_those_of_the_network_as_exported(net: Backbone) -> None:
+    golden = np.load(GOLDEN / "trunk.npz")
+    found = net.features(golden["image"], long_side=None)
+    assert found.grid == (4, 5)
+    for name, mean, worst in (("queries", 0.995, 0.98), ("keys", 0.998, 0.99), ("values", 0.99, 0.96)):
+        similarity = cosine(golden[name].astype(np.float32), getattr(found, name))
+        assert similarity.mean() > mean, name
+        assert similarity.min() > worst, name
+
+
+def test_what_features_holds(net: Backbone) -> None:
+    found = net.features(picture(90, 120), long_side=112)
+    assert isinstance(found, TokenFeatures)
+    assert found.grid == (6, 8)
+    assert found.patch_size == net.patch_size == 14
+    assert found.image_shape == (90, 120)
+    assert found.scale == pytest.approx(112 / 120)
+    for part in (found.queries, found.keys, found.values):
+        assert part.shape == (48, 384)
+        assert part.dtype == np.float32
+        assert part.flags.c_contiguous
+        assert np.isfinite(part).all()
+    assert found.info["model"] == net.name == "dinov2-vits14-int8"
+    assert found.info["provider"] == net.providers[0]
+    assert found.info["threads"] == 1
+    assert found.info["tiles"] == 1
+    assert found.info["seconds"] > 0
+
+
+def test_tokens_follow_the_picture_row_by_row(net: Backbone) -> None:
+    # Left half black, right half noise: each row of tokens must split in the middle.
+    image = np.zeros((112, 224, 3), np.float32)
+    image[:, 112:] = np.random.default_rng(0).random((112, 112, 3))
+    found = net.features(image, long_side=None)
+    keys = found.keys.reshape(*found.grid, -1)
+    left, right = keys[:, :7].reshape(-1, 384), keys[:, 9:].reshape(-1, 384)
+    middle_left, middle_right = left.mean(0), right.mean(0)
+    for part, own, other in ((left, middle_left, middle_right), (right, middle_right, middle_left)):
+        nearer = np.linalg.norm(part - own, axis=1) < np.linalg.norm(part - other, axis=1)
+        assert nearer.mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("shape", "long_side", "grid"),
+    [
+        ((480, 640), 448, (24, 32)),
+        ((1, 1), 28, (2, 2)),
+        ((3, 4000), 448, (1, 32)),
+        ((4000, 3), 448, (32, 1)),
+        ((500, 333), 112, (8, 6)),
+        ((20, 20), 1, (1, 1)),
+        ((13, 14), None, (1, 1)),
+        ((15, 29), None, (2, 3)),
+        ((30, 31), 57, (4, 5)),
+    ],
+)
+def test_grid(net: Backbone, shape: tuple[int, int], long_side: int | None, grid: tuple[int, int]) -> None:
+    found = net.features(picture(*shape), long_side=long_side)
+    assert found.grid == grid
+    assert len(found.keys) == grid[0] * grid[1]
+    assert found.image_shape == shape
+    # The grid covers the picture to its last pixel, or to the half pixel lost in rounding its side.
+    covered = np.array(grid) * found.patch_size
+    assert (covered >= np.array(shape) * found.scale - 0.5).all()
+
+
+def test_same_input_same_bytes(net: Backbone) -> None:
+    image = picture(60, 80)
+    first = net.features(image, long_side=84)
+    for other in (net, Backbone(threads=1), Backbone(threads=2)):
+        again = other.features(image, long_side=84)
+        for name in ("queries", "keys", "values"):
+            assert getattr(first, name).tobytes() == getattr(again, name).tobytes()
+
+
+def test_input_is_not_changed_and_may_be_read_only(net: Backbone) -> None:
+    image = picture(28, 42)
+    before = image.copy()
+    image.flags.writeable = False
+    native = net.features(image, long_side=None)
+    np.testing.assert_array_equal(image, before)
+    np.testing.assert_array_equal(net.features(image.astype(np.float64), long_side=None).keys, native.keys)
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((4, 4), np.float32), r"must be \(H, W, 3\)"),
+        (np.zeros((4, 4, 4), np.float32), r"must be \(H, W, 3\)"),
+        (np.zeros((0, 4, 3), np.float32), "not empty"),
+        (np.zeros((4, 4, 3), np.uint8), "uint8"),
+        (np.full((4, 4, 3), np.nan), "finite"),
+        (np.full((4, 4, 3), np.inf), "finite"),
+        (np.full((4, 4, 3), 255.0), r"\[0, 1\].*255"),
+        (np.full((4, 4, 3), -0.5), r"\[0, 1\].*-0.5"),
+    ],
+)
+def test_bad_image(net: Backbone, image: np.ndarray, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        net.features(image)
+
+
+def test_one_nan_is_enough(net: Backbone) -> None:
+    image = picture(28, 28)
+    image[5, 6, 1] = np.nan
+    with pytest.raises(ValueError, match="finite"):
+        net.features(image)
+
+
+def test_bad_arguments(net: Backbone) -> None:
+    with pytest.raises(ValueError, match="long_side"):
+        net.features(picture(9, 9), long_side=0)
+    with pytest.raises(ValueError, match="threads"):
+        Backbone(threads=0)
+    with pytest.raises(ValueError, match="max_tokens"):
+        Backbone(max_tokens=1)
+    with pytest.raises(ValueError, match="providers"):
+        Backbone(providers="CPUExecutionProvider")
+    with pytest.raises(ValueError, match="providers"):
+        Backbone(providers=[])
+    with pytest.raises(ValueError, match="unknown model 'resnet'"):
+        Backbone("resnet")
+
+
+# The picture on the grid
+
+
+@pytest.mark.parametrize(("shape", "long_side"), [((50, 70), 56), ((50, 70), 200), ((33, 14), None), ((5, 400), 100)])
+def test_fit_to_grid(shape: tuple[int, int], long_side: int | None) -> None:
+    image = picture(*shape)
+    fitted, scale = fit_to_grid(image, long_side, 14)
+    assert fitted.dtype == np.float32
+    assert all(side % 14 == 0 for side in fitted.shape[:2])
+    content = [max(1, round(side * scale)) for side in shape]
+    assert scale == (1.0 if long_side is None else long_side / max(shape))
+    assert [-(-side // 14) * 14 for side in content] == list(fitted.shape[:2])
+    # What was added is the mirror image of what lies before it.
+    for axis, side in enumerate(content):
+        turned = fitted.swapaxes(0, axis)
+        for extra in range(side, len(turned)):
+            mirrored = extra % (2 * side)
+            mirrored = mirrored if mirrored < side else 2 * side - 1 - mirrored
+            np.testing.assert_array_equal(turned[extra], turned[mirrored])
+
+
+def test_picture_that_fits_is_left_alone() -> None:
+    image = picture(28, 42)
+    fitted, scale = fit_to_grid(image, 42, 14)
+    assert scale == 1
+    np.testing.assert_array_equal(fitted, image)
+
+
+# The position table
+
+
+def test_position_table_matches_pytorch() -> None:
+    golden = dict(np.load(GOLDEN / "position_table.npz"))
+    table = golden.pop("table")
+    assert len(golden) == 6
+    for name, expected in golden.items():
+        grid = tuple(int(part) for part in name.split("x"))
+        # PyTorch computes coordinates in float32: on a table of variance 1 that shows in the fifth digit.
+        np.testing.assert_allclose(resize_positions(table, grid), expected, atol=3e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (3, 9), (7, 5), (14, 2), (20, 21)])
+def test_position_table_matches_the_definition(grid: tuple[int, int]) -> None:
+    table = np.random.default_rng(1).normal(size=(7, 5, 3)).astype(np.float32)
+    np.testing.assert_allclose(resize_positions(table, grid), bicubic_image(table, grid), atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [(7, 5), (12, 31)])
+def test_window_of_position_table(grid: tuple[int, int]) -> None:
+    table = np.random.default_rng(1).normal(size=(7, 5, 3)).astype(np.float32)
+    whole = resize_positions(table, grid)
+    np.testing.assert_allclose(resize_positions(table, grid, window=(2, 1, 6, 4)), whole[2:6, 1:4], atol=1e-7)
+
+
+def test_few_position_tables_are_kept() -> None:
+    net = Backbone(threads=1)
+    for side in range(14, 140, 14):
+        net.features(picture(14, side), long_side=None)
+    assert len(net._tables) == backbone._TABLES_KEPT
+
+
+# Tiles
+
+
+@pytest.mark.parametrize("max_tokens", [16, 33, 256, 4096])
+def test_tiles_cover_every_grid(max_tokens: int) -> None:
+    rng = np.random.default_rng(max_tokens)
+    grids = [(1, 1), (1, 5000), (5000, 1), (3, 1500), (4, 4), (64, 64), (65, 64)]
+    for height, width in grids + [tuple(pair) for pair in rng.integers(1, 140, (60, 2))]:
+        tiles = token_tiles((height, width), max_tokens)
+        times = np.zeros((height, width), int)
+        sizes = set()
+        for top, left, bottom, right in tiles:
+            assert 0 <= top < bottom <= height
+            assert 0 <= left < right <= width
+            times[top:bottom, left:right] += 1
+            sizes.add((bottom - top, right - left))
+        assert times.min() >= 1
+        (size,) = sizes
+        assert size[0] * size[1] <= max_tokens
+        assert len(set(tiles)) == len(tiles)
+        if height * width <= max_tokens:
+            assert tiles == [(0, 0, height, width)]
+        # Neighbours overlap by what the ramps need.
+        for side in (0, 1):
+            spans = sorted({(tile[side], tile[side + 2]) for tile in tiles})
+            for (_, end), (start, _) in itertools.pairwise(spans):
+                assert end - start >= backbone._overlap(max_tokens) >= 1
+
+
+def test_tiles_waste_little() -> None:
+    for grid in ((67, 100), (143, 215), (65, 64), (400, 300)):
+        run = sum((bottom - top) * (right - left) for top, left, bottom, right in token_tiles(grid, 4096))
+        assert run < 1.35 * grid[0] * grid[1]
+
+
+def test_tiled_features_resemble_untiled_ones(net: Backbone) -> None:
+    image = picture(240, 320)
+    whole = net.features(image, long_side=322)
+    tiled = Backbone(threads=1, max_tokens=200).features(image, long_side=322)
+    assert tiled.grid == whole.grid == (18, 23)
+    assert tiled.info["tiles"] > 1
+    assert cosine(whole.keys, tiled.keys).mean() > 0.93
+    assert cosine(whole.values, tiled.values).mean() > 0.85
+
+
+def test_blending_is_an_average(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles that return what stands in the picture must be put together to the picture."""
+    net = Backbone(threads=1, max_tokens=36)
+
+    def mean_colour(session: Any, pixels: np.ndarray, grid: tuple[int, int], tile: tuple[int, ...]) -> tuple[Any, ...]:
+        top, left, bottom, right = tile
+        tokens = pixels.reshape(grid[0], 14, grid[1], 14, 3).mean((1, 3))[top:bottom, left:right].reshape(-1, 3)
+        features = np.tile(tokens, 128).astype(np.float32)
+        return features, 2 * features, -features
+
+    monkeypatch.setattr(net, "_run", mean_colour)
+    image = picture(14 * 13, 14 * 17)
+    found = net.features(image, long_side=None)
+    assert found.info["tiles"] > 4
+    expected = image.reshape(13, 14, 17, 14, 3).mean((1, 3)).reshape(-1, 3)
+    np.testing.assert_allclose(found.queries[:, :3], expected, atol=1e-6)
+    np.testing.assert_allclose(found.keys, 2 * found.queries, atol=1e-6)
+    np.testing.assert_allclose(found.values, -found.queries, atol=1e-6)
+
+
+def test_ramp_rises_only_inside_the_picture() -> None:
+    np.testing.assert_allclose(backbone._ramp(0, 6, 10, 2), [1, 1, 1, 1, 2 / 3, 1 / 3])
+    np.testing.assert_allclose(backbone._ramp(4, 10, 10, 2), [1 / 3, 2 / 3, 1, 1, 1, 1])
+    np.testing.assert_allclose(backbone._ramp(0, 10, 10, 2), 1)
+    # Where two tiles overlap by exactly the length of the ramps, the two weights make one.
+    total = np.zeros(10)
+    total[0:6] += backbone._ramp(0, 6, 10, 2)
+    total[4:10] += backbone._ramp(4, 10, 10, 2)
+    np.testing.assert_allclose(total, 1)
+
+
+# Sessions, threads and processes
+
+
+def test_session_opens_on_first_use_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    genuine = backbone._open_session
+    monkeypatch.setattr(backbone, "_open_session", lambda *a: opened.append(threading.get_ident()) or genuine(*a))
+    net = Backbone(threads=1)
+    assert net.patch_size == 14
+    assert net.name
+    assert opened == []
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: net.features(picture(28, 28), long_side=None).keys, range(8)))
+    assert len(opened) == 1
+    for keys in found[1:]:
+        np.testing.assert_array_equal(keys, found[0])
+
+
+def test_two_threads_with_different_pictures(net: Backbone) -> None:
+    images = [picture(14 * (1 + k % 5), 14 * (1 + k % 3)) for k in range(16)]
+    alone = [net.features(image, long_side=None).keys for image in images]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda image: net.features(image, long_side=None).keys, images))
+    for a, b in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_pickling(net: Backbone) -> None:
+    image = picture(42, 28)
+    expected = net.features(image).keys
+    state = pickle.dumps(net)
+    assert len(state) < 2000
+    copy = pickle.loads(state)
+    assert copy._session is None
+    np.testing.assert_array_equal(copy.features(image).keys, expected)
+    assert repr(copy) == repr(net)
+
+
+@pytest.mark.slow
+def test_spawned_process(net: Backbone) -> None:
+    image = picture(42, 28)
+    expected = net.features(image, long_side=56).keys
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(net.features, image, long_side=56).result(timeout=120)
+    np.testing.assert_array_equal(found.keys, expected)
+
+
+_FORK = """
+import os, sys, numpy as np
+from sparsespec.backbone import Backbone
+net = Backbone(threads=2)
+image = np.random.default_rng(0).random((42, 56, 3), np.float32)
+expected = net.features(image).keys
+child = os.fork()
+if child == 0:
+    os._exit(0 if np.array_equal(net.features(image).keys, expected) else 3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_forked_process() -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", _FORK], timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+_GROWTH = """
+import numpy as np
+from pathlib import Path
+from sparsespec.backbone import Backbone
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+net, rng = Backbone(threads=1), np.random.default_rng(0)
+def run(times):
+    for _ in range(times):
+        shape = rng.integers(20, 200, 2)
+        net.features(rng.random((*shape, 3), np.float32), long_side=int(rng.integers(28, 200)))
+net.features(np.zeros((200, 200, 3), np.float32), long_side=200)
+run(10)
+before = resident()
+run(40)
+print(resident() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_memory_does_not_grow_with_the_number_of_sizes() -> None:
+    done = subprocess.run([sys.executable, "-c", _GROWTH], timeout=120, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 25
+
+
+def test_default_threads_are_those_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backbone, "available_cpus", lambda: 3)
+    assert Backbone().features(picture(14, 14), long_side=None).info["threads"] == 3
+    assert _threads.available_cpus() >= 1
+
+
+# Execution providers
+
+
+class _Recorder:
+    """Stands in for a session: remembers what was asked for and says that it uses something."""
+
+    def __init__(self, uses: list[str]) -> None:
+        self.uses = uses
+        self.options: Any = None
+        self.wanted: list[str] = []
+
+    def __call__(self, path: str, options: Any, providers: list[str]) -> _Recorder:
+        self.options, self.wanted = options, providers
+        return self
+
+    def get_providers(self) -> list[str]:
+        return self.uses
+
+
+CPU, CUDA, COREML, DIRECTML = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "CoreML", "Dml"))
+
+
+def _pretend(monkeypatch: pytest.MonkeyPatch, available: list[str], uses: list[str], platform: str) -> _Recorder:
+    session = _Recorder(uses)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(sys, "platform", platform)
+    return session
+
+
+@pytest.mark.parametrize(
+    ("platform", "available", "expected"),
+    [
+        ("linux", [CPU], [CPU]),
+        ("linux", ["TensorrtExecutionProvider", CUDA, CPU], [CUDA, CPU]),
+        ("darwin", [COREML, CPU], [COREML, CPU]),
+        ("win32", [DIRECTML, CPU], [DIRECTML, CPU]),
+        ("win32", [DIRECTML, CUDA, CPU], [CUDA, DIRECTML, CPU]),
+        ("linux", [COREML, CPU], [CPU]),
+    ],
+)
+def test_order_of_providers(
+    monkeypatch: pytest.MonkeyPatch, platform: str, available: list[str], expected: list[str]
+) -> None:
+    session = _pretend(monkeypatch, available, expected, platform)
+    assert Backbone(threads=2).providers == tuple(expected)
+    assert session.wanted == expected
+    assert session.options.intra_op_num_threads == 2
+    assert session.options.inter_op_num_threads == 1
+
+
+def test_provider_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["AzureExecutionProvider", CPU])
+    net = Backbone(providers=[CUDA, CPU])
+    with pytest.raises(ProviderError, match=f"{CUDA} isn't available.*AzureExecutionProvider, {CPU}"):
+        net.features(picture(14, 14))
+
+
+def test_provider_that_did_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    _pretend(monkeypatch, [CUDA, CPU], [CPU], "linux")
+    with pytest.raises(ProviderError, match=f"{CUDA} was asked for.*{CPU}"):
+        _ = Backbone(providers=[CUDA]).providers
+
+
+def test_automatic_choice_falls_back_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _pretend(monkeypatch, [CUDA, CPU], [CPU], "linux")
+    net = Backbone()
+    assert net.providers == net.providers == (CPU,)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{CUDA} is installed but could not be started; using {CPU}"
+    ]
+
+
+def test_forced_cpu(net: Backbone) -> None:
+    forced = Backbone(providers=[CPU], threads=1)
+    assert forced.providers == (CPU,)
+    assert forced.features(picture(14, 28)).info["provider"] == CPU
+
+
+def test_without_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    net = Backbone()
+    with pytest.raises(ImportError, match="pip install onnxruntime"):
+        net.features(picture(14, 14))
+
+
+def test_importing_the_module_does_not_import_onnx_runtime() -> None:
+    code = "import sys, sparsespec.backbone; sys.exit('onnxruntime' in sys.modules or 'onnx' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
