@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+_SHARED = "SPARSESPEC_SHARED"
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Photographs and reference numbers that are too large, or not free enough, to live in the project."""
+    here = Path(__file__).resolve().parents[1]
+    folder = Path(os.environ.get(_SHARED, here.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"measuring data not found: no folder 'shared' beside the checkout and {_SHARED} is not set")
+    return folder

@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+from sparsespec import affinity, channels
+from tests.reference import affinity as reference
+
+FILES = ("FudanPed00017", "FudanPed00035", "PennPed00061")
+LAYOUTS: dict[str, Callable[[np.ndarray], Any]] = {
+    "float64": lambda features: features.astype(np.float64),
+    "read-only": lambda features: np.frombuffer(features.tobytes(), np.float32).reshape(features.shape),
+    "not contiguous": lambda features: np.repeat(np.repeat(features, 2, axis=0), 3, axis=1)[::2, ::3],
+    "column-major": np.asfortranarray,
+    "list": lambda features: features.tolist(),
+}
+GRID = (7, 11)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(5)
+
+
+@pytest.fixture
+def features(rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal((77, 13)).astype(np.float32)
+
+
+def _awkward(features: np.ndarray) -> np.ndarray:
+    """Put copies, opposites, rows of zeros, a constant channel and a constant row among the tokens."""
+    features = features.copy()
+    features[:, 2] = 0.25
+    features[5] = features[30]
+    features[6] = -features[31]
+    features[[7, 8, 40, 41]] = 0
+    features[9] = 1
+    return features
+
+
+def assert_canonical(graph: csr_array) -> None:
+    assert isinstance(graph, csr_array)
+    assert graph.dtype == np.float64
+    assert graph.has_canonical_format
+    assert abs(graph - graph.T).nnz == 0
+    assert not graph.diagonal().any()
+    assert np.all(graph.data > 0)
+    assert np.all(graph.data <= 1)
+
+
+def assert_same_bytes(first: csr_array, second: csr_array) -> None:
+    for name in ("data", "indices", "indptr"):
+        assert getattr(first, name).tobytes() == getattr(second, name).tobytes()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (2, 3), (16, 4), (17, 4), (129, 3), (77, 60)])
+def test_dense_is_that_of_scipy(rng: np.random.Generator, shape: tuple[int, int]) -> None:
+    features = rng.standard_normal(shape).astype(np.float32)
+    found = affinity.bray_curtis_over_chebyshev(features, divide_by_maximum=False)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, reference.boc(features), rtol=1e-5)
+    assert np.array_equal(found, found.T)
+    divided = affinity.bray_curtis_over_chebyshev(features)
+    np.testing.assert_allclose(divided, reference.boc(features) / reference.boc(features).max(), rtol=1e-5)
+    assert divided.max() == 1
+
+
+def test_dense_of_awkward_rows(features: np.ndarray) -> None:
+    awkward = _awkward(features)
+    found = affinity.bray_curtis_over_chebyshev(awkward, divide_by_maximum=False)
+    np.testing.assert_allclose(found, reference.boc(awkward), rtol=1e-5)
+    assert found[5, 30] == 1, "copies"
+    assert found[6, 31] == 0, "opposites"
+    assert found[7, 40] == 0, "two rows of zeros"
+    assert found[7, 7] == 1, "a row of zeros and itself"
+    assert found[7, 9] == 1, "a row of zeros and a row of ones: (1 + 1) / (1 + 1)"
+
+
+@pytest.mark.parametrize("n_neighbors", [1, 5, 76, 1000])
+@pytest.mark.parametrize("awkward", [False, True])
+def test_knn_over_all_tokens(features: np.ndarray, n_neighbors: int, awkward: bool) -> None:
+    if awkward:
+        features = _awkward(features)
+    graph = affinity.boc_knn_graph(features, n_neighbors)
+    assert_canonical(graph)
+    np.testing.assert_allclose(
+        graph.toarray(), reference.knn_graph(reference.boc(features), n_neighbors), rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize("grid", [GRID, (11, 7), (1, 77), (77, 1)])
+@pytest.mark.parametrize("radius", [1, 2, 5, 100])
+@pytest.mark.parametrize("n_neighbors", [1, 6, 1000])
+def test_knn_in_a_window(features: np.ndarray, grid: tuple[int, int], radius: int, n_neighbors: int) -> None:
+    features = _awkward(features)
+    graph = affinity.boc_knn_graph(features, n_neighbors, grid=grid, radius=radius)
+    assert_canonical(graph)
+    expected = reference.knn_graph(reference.boc(features), n_neighbors, reference.in_window(grid, radius))
+    np.testing.assert_allclose(graph.toarray(), expected, rtol=1e-5, atol=0)
+
+
+def test_radius_one_is_the_eight_neighbour_graph(features: np.ndarray) -> None:
+    graph = affinity.boc_knn_graph(features, grid=GRID, radius=1)
+    assert np.array_equal(graph.toarray() > 0, reference.in_window(GRID, 1))
+
+
+def test_window_over_the_whole_grid_is_the_graph_of_all_tokens_bit_for_bit(features: np.ndarray) -> None:
+    features = _awkward(features)
+    assert_same_bytes(
+        affinity.boc_knn_graph(features, 9), affinity.boc_knn_graph(features, 9, grid=GRID, radius=max(GRID))
+    )
+
+
+def test_maximum_is_that_of_the_dense_matrix(features: np.ndarray) -> None:
+    dense = affinity.bray_curtis_over_chebyshev(features)
+    graph = affinity.boc_knn_graph(features, 4)
+    row, col = graph.nonzero()
+    np.testing.assert_allclose(graph.data, dense[row, col], rtol=1e-6)
+
+
+def test_ties_go_to_the_lowest_index(features: np.ndarray) -> None:
+    copies = np.repeat(features[:1], 40, axis=0)
+    expected = reference.knn_graph(np.ones((40, 40)), 3)
+    assert np.array_equal(affinity.boc_knn_graph(copies, 3).toarray(), expected)
+    allowed = reference.in_window((5, 8), 2)
+    expected = reference.knn_graph(np.ones((40, 40)), 3, allowed)
+    assert np.array_equal(affinity.boc_knn_graph(copies, 3, grid=(5, 8), radius=2).toarray(), expected)
+
+
+def test_the_number_of_threads_changes_no_byte(features: np.ndarray) -> None:
+    one, two = (affinity.boc_knn_graph(features, 7, threads=threads) for threads in (1, 2))
+    assert_same_bytes(one, two)
+    one, two = (affinity.boc_knn_graph(features, 7, grid=GRID, radius=2, threads=threads) for threads in (1, 2))
+    assert_same_bytes(one, two)
+    dense = [affinity.bray_curtis_over_chebyshev(features, threads=threads).tobytes() for threads in (1, 2)]
+    assert dense[0] == dense[1]
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 5), (5, 1), (2, 2), (4, 6)])
+@pytest.mark.parametrize("radius", [1, 3])
+def test_grid_edges_are_the_window(grid: tuple[int, int], radius: int) -> None:
+    first, second = affinity.grid_edges(grid, radius)
+    expected = np.nonzero(np.triu(reference.in_window(grid, radius)))
+    assert np.array_equal(first, expected[0])
+    assert np.array_equal(second, expected[1])
+
+
+def test_listed_pairs_have_the_bits_of_the_dense_matrix(features: np.ndarray) -> None:
+    features = _awkward(features)
+    dense = affinity.bray_curtis_over_chebyshev(features, divide_by_maximum=False)
+    first, second = np.indices(dense.shape).reshape(2, -1)
+    assert np.array_equal(affinity.boc_edges(features, first, second), dense.ravel())
+    assert affinity.boc_edges(features, [], []).size == 0
+
+
+def test_tokens_without_a_neighbour() -> None:
+    assert affinity.boc_knn_graph(np.ones((1, 3))).nnz == 0
+    assert affinity.boc_knn_graph(np.ones((1, 3)), grid=(1, 1), radius=4).nnz == 0
+    assert affinity.boc_knn_graph(np.zeros((6, 3))).nnz == 0
+    assert affinity.boc_knn_graph(np.zeros((6, 3)), grid=(2, 3), radius=1).nnz == 0
+    assert affinity.boc_knn_graph(np.array([[1.0, 2.0], [-1.0, -2.0]])).nnz == 0
+
+
+@pytest.mark.parametrize("change", sorted(LAYOUTS))
+def test_layouts_and_types_give_the_same_answer(features: np.ndarray, change: str) -> None:
+    given = LAYOUTS[change](features)
+    assert np.array_equal(affinity.bray_curtis_over_chebyshev(given), affinity.bray_curtis_over_chebyshev(features))
+    assert_same_bytes(affinity.boc_knn_graph(given, 5), affinity.boc_knn_graph(features, 5))
+    assert_same_bytes(
+        affinity.boc_knn_graph(given, 5, grid=GRID, radius=2), affinity.boc_knn_graph(features, 5, grid=GRID, radius=2)
+    )
+    assert np.array_equal(affinity.boc_edges(given, [1, 2], [3, 4]), affinity.boc_edges(features, [1, 2], [3, 4]))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e20])
+@pytest.mark.parametrize(
+    "function",
+    [
+        affinity.bray_curtis_over_chebyshev,
+        affinity.boc_knn_graph,
+        lambda features: affinity.boc_knn_graph(features, grid=GRID, radius=1),
+        lambda features: affinity.boc_edges(features, [0], [1]),
+    ],
+)
+def test_values_that_are_no_numbers_are_named(
+    features: np.ndarray, function: Callable[[np.ndarray], object], bad: float
+) -> None:
+    features[4, 2] = bad
+    with pytest.raises(ValueError, match=r"features must be finite .* 1 of 77 rows .* rows 4"):
+        function(features)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_neighbors": 0}, "n_neighbors must be an integer of at least 1, not 0"),
+        ({"n_neighbors": 2.5}, "n_neighbors must be an integer"),
+        ({"grid": GRID, "radius": 0}, "radius must be an integer of at least 1, not 0"),
+        ({"grid": GRID}, "grid and radius belong together"),
+        ({"radius": 1}, "grid and radius belong together"),
+        ({"grid": (7, 12), "radius": 1}, r"grid \(7, 12\) does not hold the 77 tokens"),
+        ({"grid": (-7, -11), "radius": 1}, "grid"),
+        ({"grid": 7, "radius": 1}, r"grid must be a pair \(h, w\)"),
+        ({"method": "approximate"}, "method must be one of 'auto', 'exact', not 'approximate'"),
+    ],
+)
+def test_arguments_that_make_no_graph(features: np.ndarray, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        affinity.boc_knn_graph(features, **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ([0, 1], [1], "as long as each other, not 2 and 1"),
+        ([0], [77], "second must hold token numbers from 0 to 76"),
+        ([-1], [1], "first must hold token numbers"),
+        ([0.5], [1], "first must be an .* integers"),
+        ([[0]], [[1]], "first must be an .* integers"),
+    ],
+)
+def test_pairs_that_are_none(features: np.ndarray, first: list[int], second: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        affinity.boc_edges(features, first, second)
+
+
+def test_grid_edges_validates() -> None:
+    with pytest.raises(ValueError, match="grid"):
+        affinity.grid_edges((0, 3))
+    with pytest.raises(ValueError, match="radius"):
+        affinity.grid_edges((3, 3), 0)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_parity_with_the_released_reference(shared_dir: Path, name: str) -> None:
+    numbers = np.load(shared_dir / "reference" / f"{name}.npz")
+    keys = numbers["keys"]
+    tokens = channels.normalize_tokens(keys[:, channels.channels_by_entropy(keys, normalize=False)])
+    kept = tokens[:, channels.deviation_channel_reduction(tokens)]
+    masked = kept * numbers["foreground_mask"].reshape(-1, 1)
+    found = affinity.bray_curtis_over_chebyshev(masked)
+    np.testing.assert_allclose(found[::7, ::7], numbers["boc_affinity"], rtol=1e-5, atol=0)
+    np.testing.assert_allclose(found.sum(axis=1, dtype=np.float64), numbers["boc_row_sums"], rtol=1e-5)
