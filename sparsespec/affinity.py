@@ -20,6 +20,8 @@ same bits for the same pair of tokens (with the same channels), on any number of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
@@ -235,6 +237,52 @@ def grid_edges(grid: tuple[int, int], radius: int = 1) -> tuple[IndexArray, Inde
     inside = (row + rows_off < height) & (col + cols_off >= 0) & (col + cols_off < width)
     first, offset = np.nonzero(inside)
     return first, first + rows_off[offset] * width + cols_off[offset]
+
+
+def local_affinity(
+    features: Sequence[npt.ArrayLike], grid: tuple[int, int], *, radius: int = 1, sharpness: float = 30.0
+) -> csr_array:
+    """Affinity of neighbouring tokens for cutting: the mean of several features' BoC graphs, made steep.
+
+    With W_f the graph of :func:`boc_knn_graph` of one kind of features (keys, say, or values) over all tokens of the
+    window, the weight is exp(sharpness (mean_f W_f - 1)). BoC of neighbours lies close to 1 throughout; the exponential
+    turns small differences into cheap and dear cuts.
+
+    Parameters
+    ----------
+    features
+        One or more (N, C_f) arrays of the same tokens.
+    grid
+        (h, w), h w = N.
+    radius
+        Neighbours are at most so many rows and columns away.
+    sharpness
+        0 makes all weights 1.
+
+    Returns
+    -------
+    (N, N) scipy.sparse.csr_array of float64
+        Symmetric, sorted indices, no diagonal, weights in [1e-12, 1].
+
+    Raises
+    ------
+    ValueError
+        As :func:`boc_knn_graph`; no features; a sharpness that is negative or not finite.
+    """
+    if not features:
+        raise ValueError("features must hold at least one (N, C) array")
+    if not (np.isfinite(sharpness) and sharpness >= 0):
+        raise ValueError(f"sharpness must be a number of at least 0, not {sharpness!r}")
+    everything = (2 * radius + 1) ** 2 - 1
+    total = sum(
+        (boc_knn_graph(one, everything, grid=grid, radius=radius) for one in features[1:]),
+        start=boc_knn_graph(features[0], everything, grid=grid, radius=radius),
+    )
+    graph = csr_array(total)
+    graph.sort_indices()
+    # Not below 1e-12: two neighbours without likeness are a cheap cut, not two separate pictures.
+    graph.data = np.maximum(np.exp(sharpness * (graph.data / len(features) - 1)), 1e-12)
+    return graph
 
 
 def _window_offsets(height: int, width: int, radius: int) -> tuple[IndexArray, IndexArray]:

@@ -190,6 +190,33 @@ def deviation_channel_reduction(features: npt.ArrayLike, keep: int = 60) -> Inde
     return np.argsort(-channel_deviation(features), kind="stable")[:keep]
 
 
+def instance_channels(features: npt.ArrayLike, keep: float = 1 / 3, keep_deviation: int = 60) -> FloatArray:
+    """Restrict features to the channels that tell instances apart: NCR, unit length, then DCR (paper section 3.2).
+
+    Parameters
+    ----------
+    features
+        (N, C) real numbers, one row per token.
+    keep
+        See :func:`noise_channel_reduction`, here in its variant before normalisation.
+    keep_deviation
+        See :func:`deviation_channel_reduction`.
+
+    Returns
+    -------
+    (N, K) float32 array
+        Parts of tokens of unit length.
+
+    Raises
+    ------
+    ValueError
+        As the two reductions.
+    """
+    array = check_features(features)
+    quiet = normalize_tokens(array[:, noise_channel_reduction(array, keep, normalize=False)])
+    return np.ascontiguousarray(quiet[:, deviation_channel_reduction(quiet, keep_deviation)])
+
+
 def _token_norms(features: FloatArray) -> FloatArray:
     """Lengths of the tokens; 1 for tokens of zeros, which are to stay as they are."""
     norms = np.empty(len(features), np.float32)

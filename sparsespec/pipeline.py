@@ -1,0 +1,354 @@
+"""The stages in order: image, features, channels, affinity, foreground, instances, pixels."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import find_objects
+
+from sparsespec import __version__, affinity, channels, foreground, instances, paper, refine
+from sparsespec._checks import check_count
+from sparsespec.backbone import DEFAULT_LONG_SIDE, Backbone, TokenFeatures
+from sparsespec.images import to_rgb_float
+
+METHODS = ("sparse", "paper")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``method="sparse"`` can be tuned by; the defaults were chosen on all development photographs together.
+
+    Attributes
+    ----------
+    keep, keep_deviation
+        NCR and DCR for the graph, see :func:`sparsespec.channels.instance_channels`.
+    sharpness, smoothing_sharpness
+        Of :func:`sparsespec.affinity.local_affinity`, for cutting and for smoothing the objectness maps.
+    smoothing
+        Strength of :func:`sparsespec.foreground.smooth`.
+    prototypes
+        Of the background, see :func:`sparsespec.foreground.background_prototypes`.
+    thresholds
+        On the objectness maps, in standard deviations above their mean.
+    cut_thresholds
+        Largest normalised cut that is still made, for a token grid of 32 along its longer side; it falls
+        as one over that side.
+    min_votes
+        Consensus below which a region is no instance, in [0, 1].
+    min_contrast
+        Objectness above the background's below which a region is texture, as a difference of cosines.
+    filter_radius, filter_eps
+        Of the guided filter, see :func:`sparsespec.refine.refine_masks`.
+    """
+
+    keep: float = 1 / 3
+    keep_deviation: int = 60
+    sharpness: float = 30.0
+    smoothing_sharpness: float = 20.0
+    smoothing: float = 3.0
+    prototypes: int = 4
+    thresholds: tuple[float, ...] = tuple(float(t) for t in np.linspace(-0.5, 2.0, 9))
+    cut_thresholds: tuple[float, ...] = (0.02, 0.04, 0.08)
+    min_votes: float = 0.4
+    min_contrast: float = 0.04
+    filter_radius: float = 2.0
+    filter_eps: float = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The instances of one image.
+
+    Attributes
+    ----------
+    labels
+        (H, W) int32, 0 is background, 1..n are the instances by falling score.
+    scores
+        (n,) float32 in [0, 1], descending: how sure we are that this is one object.
+    boxes
+        (n, 4) float32: x, y, width and height in pixels, of the smallest box around the instance's pixels.
+    info
+        How the result came about: model, grid, tokens, channels kept, solver, eigenvalues, residuals and seconds per
+        stage, as plain values that JSON can hold.
+    """
+
+    labels: npt.NDArray[np.int32]
+    scores: npt.NDArray[np.float32]
+    boxes: npt.NDArray[np.float32]
+    info: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+class Segmenter:
+    """Cuts images into object instances; made once, called for every image.
+
+    Thread-safe, and cheap to send to other processes: the model is opened on first use, once in each.
+
+    Parameters
+    ----------
+    model
+        A registry name, the path of an .onnx file made by :mod:`sparsespec.models.build`, or a
+        :class:`~sparsespec.backbone.Backbone`.
+    n_instances
+        None decides from the image, and 0 is a valid answer; an int gives exactly so many.
+    method
+        "sparse", or "paper" for the published method step by step on dense matrices, which needs ``n_instances``.
+    rng
+        Seed or generator for k-means of ``method="paper"``; the sparse method draws no random numbers. A generator is
+        used up to make a seed, once: every image is then segmented as if it were the first.
+    long_side
+        Pixels of the network's input along the image's longer side.
+    providers, threads
+        See :class:`~sparsespec.backbone.Backbone`; not with a Backbone as the model.
+    settings
+        Of the sparse method.
+
+    Raises
+    ------
+    ValueError
+        For an unknown model or method, a count below 1, ``method="paper"`` without a count, and the like; the message
+        names the argument and what is valid.
+
+    Examples
+    --------
+    >>> import sparsespec
+    >>> from skimage.data import astronaut
+    >>> segmenter = sparsespec.Segmenter()
+    >>> result = segmenter(astronaut())
+    >>> result.labels.shape, len(result) > 0
+    ((512, 512), True)
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Backbone = "default",
+        n_instances: int | None = None,
+        method: str = "sparse",
+        rng: int | np.random.Generator = 0,
+        *,
+        long_side: int = DEFAULT_LONG_SIDE,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, not {method!r}")
+        if n_instances is not None:
+            n_instances = check_count(n_instances, name="n_instances")
+        elif method == "paper":
+            raise ValueError('method="paper" needs n_instances: the published method has to be told the count')
+        if isinstance(model, Backbone):
+            if providers is not None or threads is not None:
+                raise ValueError("providers and threads belong to the Backbone: give them to it, not to the Segmenter")
+            self._backbone = model
+        else:
+            self._backbone = Backbone(model, providers=providers, threads=threads)
+        if isinstance(rng, np.random.Generator):
+            self._seed = int(rng.integers(2**63))
+        elif isinstance(rng, (int, np.integer)) and not isinstance(rng, bool) and rng >= 0:
+            self._seed = int(rng)
+        else:
+            raise ValueError(f"rng must be an int of at least 0 or a numpy.random.Generator, not {rng!r}")
+        self._long_side = check_count(long_side, name="long_side")
+        self._n_instances = n_instances
+        self._method = method
+        self._settings = settings or Settings()
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network that gives the features."""
+        return self._backbone
+
+    def __call__(self, image: npt.ArrayLike) -> Segmentation:
+        """Segment one image.
+
+        Parameters
+        ----------
+        image
+            (H, W, 3) RGB, (H, W, 4) with alpha, or (H, W) grey; uint8, uint16, bool, or float in [0, 1].
+
+        Returns
+        -------
+        Segmentation
+
+        Raises
+        ------
+        ValueError
+            When the array isn't an image, or has fewer pixels or tokens than the instances asked for.
+        """
+        clock = _Clock()
+        with clock("features"):
+            pixels = to_rgb_float(image)
+            tokens = self._backbone.features(pixels, long_side=self._long_side)
+        wanted = self._n_instances
+        available = min(tokens.grid[0] * tokens.grid[1], pixels.shape[0] * pixels.shape[1])
+        if wanted is not None and wanted > available:
+            raise ValueError(
+                f"n_instances is {wanted}, but an image of {pixels.shape[1]} x {pixels.shape[0]} pixels and "
+                f"{tokens.grid[0]} x {tokens.grid[1]} tokens holds at most {available} instances"
+            )
+        run = self._sparse if self._method == "sparse" else self._paper
+        labels, scores, details = run(pixels, tokens, clock)
+        labels, scores, boxes = _in_order(labels, scores)
+        info = {
+            "version": __version__,
+            "model": tokens.info["model"],
+            "provider": tokens.info["provider"],
+            "method": self._method,
+            "grid": list(tokens.grid),
+            "tokens": tokens.grid[0] * tokens.grid[1],
+            "tiles": tokens.info["tiles"],
+            **details,
+            "seconds": clock.seconds(),
+        }
+        return Segmentation(labels, scores, boxes, info)
+
+    def _sparse(
+        self, pixels: npt.NDArray[np.float32], tokens: TokenFeatures, clock: _Clock
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64], dict[str, Any]]:
+        settings, grid = self._settings, tokens.grid
+        kinds = (tokens.keys, tokens.queries, tokens.values)
+
+        with clock("channels"):
+            reduced = [channels.instance_channels(f, settings.keep, settings.keep_deviation) for f in kinds]
+        with clock("affinity"):
+            graph = affinity.local_affinity(reduced, grid, sharpness=settings.sharpness)
+            ratio = settings.smoothing_sharpness / settings.sharpness
+            smoothing_graph = graph.copy()
+            smoothing_graph.data **= ratio
+        with clock("foreground"):
+            objectness = [
+                foreground.border_contrast(channels.normalize_tokens(f), grid, settings.prototypes) for f in kinds
+            ]
+            maps = [
+                (foreground.smooth(foreground.standardise(m), smoothing_graph, settings.smoothing), settings.thresholds)
+                for m in objectness
+            ]
+        with clock("instances"):
+            cutter = instances.RegionCutter(graph, grid)
+            candidates = instances.propose(
+                maps, cutter, cut_thresholds=[cut * 32 / max(grid) for cut in settings.cut_thresholds]
+            )
+            masks = instances.select(candidates, min_votes=settings.min_votes, n_instances=self._n_instances)
+            if self._n_instances is None:
+                masks = masks[foreground.contrast(masks, np.mean(objectness, axis=0)) >= settings.min_contrast]
+            elif len(masks) < self._n_instances:
+                masks = instances.split_until(masks, self._n_instances, cutter)
+            scores = candidates.votes(masks)
+        with clock("refine"):
+            extent = _extent(tokens)
+            token_masks = masks.reshape(-1, *grid)
+            labels = refine.refine_masks(
+                pixels, token_masks, extent, radius=settings.filter_radius, eps=settings.filter_eps
+            )
+            if self._n_instances is not None:
+                refine.keep_all(labels, token_masks, extent)
+        record = cutter.record
+        details = {
+            "channels": {"total": sum(f.shape[1] for f in kinds), "kept": sum(f.shape[1] for f in reduced)},
+            "candidates": len(candidates.masks),
+            "solver": "amg-lobpcg and inverse iteration" if record.large else "inverse iteration",
+            "cuts": record.cuts,
+            "iterations": record.iterations,
+            "residuals": [record.largest_residual] if record.large else [],
+        }
+        return labels, scores, details
+
+    def _paper(
+        self, pixels: npt.NDArray[np.float32], tokens: TokenFeatures, clock: _Clock
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64], dict[str, Any]]:
+        with clock("foreground"):
+            mask = paper.foreground(tokens.keys, tokens.grid)
+        with clock("instances"):
+            found = paper.instances(tokens.keys, tokens.grid, mask.mask, self._n_instances, self._seed)
+        with clock("refine"):
+            extent = _extent(tokens)
+            labels = refine.enlarge_labels(found.labels, extent, pixels.shape[:2])
+            count = int(found.labels.max(initial=0))
+            token_masks = np.arange(1, count + 1)[:, None, None] == found.labels
+            refine.keep_all(labels, token_masks, extent)
+        details = {
+            "channels": {"total": tokens.keys.shape[1], "kept": len(found.keep)},
+            "solver": "dense",
+            "eigenvalues": found.eigenvalues.tolist(),
+            "foreground_eigenvalues": mask.eigenvalues.tolist(),
+        }
+        # The published method ranks by nothing; the share of the foreground is at least an order.
+        sizes = np.array([m.sum() for m in token_masks], np.float64)
+        return labels, sizes / max(sizes.sum(), 1), details
+
+
+def segment(image: npt.ArrayLike, **options: Any) -> Segmentation:
+    """Segment one image with a new :class:`Segmenter`, whose options it takes.
+
+    For more than one image make a Segmenter and call it: the model is then opened once.
+
+    Parameters
+    ----------
+    image
+        (H, W, 3), (H, W, 4) or (H, W) array; uint8, uint16, bool, or float in [0, 1].
+    **options
+        See :class:`Segmenter`.
+
+    Returns
+    -------
+    Segmentation
+
+    Raises
+    ------
+    ValueError
+        As :class:`Segmenter` and its call.
+    """
+    return Segmenter(**options)(image)
+
+
+@dataclass
+class _Clock:
+    """Seconds per stage."""
+
+    start: float = field(default_factory=time.perf_counter)
+    stages: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.stages[stage] = time.perf_counter() - begin
+
+    def seconds(self) -> dict[str, float]:
+        return {**self.stages, "total": time.perf_counter() - self.start}
+
+
+def _extent(tokens: TokenFeatures) -> tuple[float, float]:
+    """Tokens that the image covers, high and wide: the grid without its padding."""
+    height, width = (side * tokens.scale / tokens.patch_size for side in tokens.image_shape)
+    return min(height, float(tokens.grid[0])), min(width, float(tokens.grid[1]))
+
+
+def _in_order(
+    labels: npt.NDArray[np.int32], scores: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Number the instances that have pixels by falling score, and find their boxes."""
+    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=len(scores) + 1)[1:])
+    order = present[np.argsort(-scores[present], kind="stable")]
+    number = np.zeros(len(scores) + 1, np.int32)
+    number[order + 1] = np.arange(1, len(order) + 1)
+    labels = number[labels]
+    return labels, scores[order].astype(np.float32), _boxes(labels, len(order))
+
+
+def _boxes(labels: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.float32]:
+    """(n, 4) boxes x, y, width, height of the labels 1..n, each of which has a pixel."""
+    boxes = np.zeros((count, 4), np.float32)
+    for k, (rows, columns) in enumerate(find_objects(labels, count)):
+        boxes[k] = columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start
+    return boxes
