@@ -1,1 +1,56 @@
-"""."""
+"""The command ``sparsespec``: one file for each of its commands.
+
+Only this package prints and ends the process. Heavy libraries are imported where a command needs them, so that
+``--help`` and ``--version`` answer at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+import sparsespec
+
+from .evaluate import eval_command
+from .models import models_group
+from .run import run_command
+
+__all__ = ["main"]
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, by the shells' convention 128 + signal 2."""
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\nsparsespec: interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=_Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(sparsespec.__version__, prog_name="sparsespec")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    r"""Find the objects in photographs: no labels, no training, no GPU.
+
+    \b
+    Examples
+      sparsespec run --input photos/
+      sparsespec run --input 'photos/**/*.jpg' --output results/
+      sparsespec eval --pred results/ --truth labels/
+
+    The results of a run are label images, overlays, COCO JSON and an HTML report. "sparsespec COMMAND --help" says
+    more about each command.
+    """
+    # Not click's no_args_is_help: it calls a bare "sparsespec" wrong usage.
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+main.add_command(run_command)
+main.add_command(models_group)
+main.add_command(eval_command)

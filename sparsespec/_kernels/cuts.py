@@ -161,7 +161,7 @@ def _fiedler(indptr, indices, data, tokens, local, degree, tolerance):
 
 @kernel()
 def _best_sweep(indptr, indices, data, tokens, local, degree, vector, inside):
-    """Cut a region along the order of a vector where the normalised cut is smallest: (value, order, how many before)."""
+    """Cut a region along the order of a vector where the normalised cut is smallest: value, order, how many before."""
     n = tokens.size
     order = np.argsort(vector, kind="mergesort")
     total = 0.0

@@ -1,0 +1,87 @@
+"""The progress line on a terminal, and failures as they happen."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from sparsespec.batch import Row
+
+__all__ = ["Progress"]
+
+_BAR = 24
+
+
+class Progress:
+    """Shows on stderr how far a run is; without a terminal there, only its failures.
+
+    Parameters
+    ----------
+    total : int
+        Number of images.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._stream = sys.stderr
+        self._visible = self._stream.isatty()
+        self._total = total
+        self._failed = 0
+        self._began = time.perf_counter()
+        self._length = 0
+
+    def __enter__(self) -> Progress:
+        self._show(0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._erase()
+
+    def update(self, row: Row, position: int, total: int) -> None:
+        """Take note of one finished image."""
+        from sparsespec.formats.report import readable_name
+
+        if row.status == "failed":
+            self._failed += 1
+            self._erase()
+            click.echo(f"failed: {readable_name(row.path)}: {readable_name(row.error or '')}", err=True)
+        self._show(position)
+
+    def _show(self, position: int) -> None:
+        if self._visible:
+            self._erase()
+            line = self.line(position, time.perf_counter() - self._began)
+            # One column stays free: a full line would scroll.
+            line = line[: shutil.get_terminal_size().columns - 1]
+            self._length = len(line)
+            self._stream.write(line)
+            self._stream.flush()
+
+    def _erase(self) -> None:
+        # Spaces instead of an escape sequence: every terminal knows them.
+        if self._length:
+            self._stream.write("\r" + " " * self._length + "\r")
+            self._stream.flush()
+            self._length = 0
+
+    def line(self, position: int, elapsed: float) -> str:
+        """Compose the line for `position` images done after `elapsed` seconds."""
+        from sparsespec.formats.report import readable_duration
+
+        filled = _BAR * position // max(1, self._total)
+        text = f"[{'#' * filled}{'-' * (_BAR - filled)}] {position}/{self._total}"
+        if position and elapsed > 0:
+            each = elapsed / position
+            rate = f"{1 / each:.1f} images/s" if each < 1 else f"{each:.1f} s/image"
+            left = readable_duration(each * (self._total - position))
+            text += f"  {rate}  {left} left"
+        if self._failed:
+            text += f"  {self._failed} failed"
+        return text

@@ -1,0 +1,233 @@
+"""``sparsespec run``: segment images and write the results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._progress import Progress
+
+if TYPE_CHECKING:
+    from sparsespec.batch import BatchResult
+
+__all__ = ["run_command"]
+
+_SOME_FAILED = 1
+_INTERRUPTED = 130
+
+
+class InstanceCount(click.ParamType):
+    """``auto`` or a whole number from 1 on."""
+
+    name = "count"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Show the values in the help text."""
+        return "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """Return the number, or None for ``auto``."""
+        if value is None or isinstance(value, int):
+            return value
+        if value.strip().lower() == "auto":
+            return None
+        try:
+            count = int(value)
+        except ValueError:
+            self.fail(f"'{value}' is neither 'auto' nor a whole number.", param, ctx)
+        if count < 1:
+            self.fail(f"{count} is too small: give 'auto' or a number from 1 on.", param, ctx)
+        return count
+
+
+class Engine(click.Choice):
+    """The engines of this version; those still to come are told apart from spelling mistakes."""
+
+    planned = ("processes", "dask")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the engine's name."""
+        if value in self.planned:
+            self.fail(f"'{value}' is not available in this version; use 'inline'.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+@click.command("run", short_help="Segment images and write masks, overlays, COCO JSON and a report.")
+@click.option(
+    "--input",
+    "source",
+    required=True,
+    metavar="DIR|FILE|GLOB",
+    help="A folder (searched with everything below it), one image, or a quoted pattern such as 'photos/**/*.jpg'.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default="sparsespec-out",
+    show_default=True,
+    metavar="DIR",
+    help="Folder of the results; made if need be.",
+)
+@click.option(
+    "--model",
+    default="default",
+    show_default=True,
+    metavar="NAME|FILE",
+    help="A name of 'sparsespec models list', or an .onnx file.",
+)
+@click.option(
+    "--n-instances",
+    type=InstanceCount(),
+    default="auto",
+    show_default=True,
+    help="Objects in each image: found out from the image, or given.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["sparse", "paper"]),
+    default="sparse",
+    show_default=True,
+    help="'paper' follows the published method step by step; it needs --n-instances N.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Images at the same time. The engine 'inline' works on one, with all processors.",
+)
+@click.option("--engine", type=Engine(["inline"]), default="inline", show_default=True, help="How work is spread.")
+@click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in the output folder.")
+@click.option("--no-overlays", is_flag=True, help="Leave out the overlays: less time, less space.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Same images and same seed, same masks.",
+)
+@click.pass_context
+def run_command(
+    ctx: click.Context,
+    source: str,
+    output: Path,
+    model: str,
+    n_instances: int | None,
+    method: str,
+    workers: int,
+    engine: str,
+    overwrite: bool,
+    no_overlays: bool,
+    seed: int,
+) -> None:
+    r"""Segment every image of a folder, a pattern, or one file.
+
+    \b
+    Written to the output folder:
+      masks/<path>.png      label image: 0 is background, 1, 2, ... the objects
+      overlays/<path>.jpg   the photograph with outlines, colours and scores
+      instances.json        COCO: boxes, run-length masks, scores
+      run.json              parameters, machine, and what became of each image
+      report.html           a page to look at it all
+
+    An image that cannot be read or segmented is listed on stderr and in run.json, and the run goes on.
+
+    \b
+    Examples
+      sparsespec run --input photos/
+      sparsespec run --input cat.jpg --output cat/ --n-instances 1
+      sparsespec run --input 'scans/2024-*/*.tif' --output out/ --no-overlays
+
+    Exit codes: 0 all images done, 1 some failed, 2 wrong usage, 130 interrupted.
+    """
+    from sparsespec.batch import InputsError, OutputsError, find_inputs, run_batch
+
+    if method == "paper" and n_instances is None:
+        raise click.UsageError("--method paper needs the number of objects: add --n-instances N.", ctx)
+    if workers > 1:
+        raise click.UsageError(
+            f"--workers {workers} needs an engine that works on several images; 'inline' works on one, with all"
+            " processors: leave --workers at 1.",
+            ctx,
+        )
+    try:
+        inputs = find_inputs(source, output=output)
+    except InputsError as error:
+        raise click.UsageError(f"{error}.", ctx) from error
+    segmenter = _segmenter(ctx, model, n_instances, method, seed)
+    parameters = {
+        "input": source,
+        "output": str(output),
+        "model": model,
+        "n_instances": "auto" if n_instances is None else n_instances,
+        "method": method,
+        "workers": workers,
+        "engine": engine,
+        "overlays": not no_overlays,
+        "overwrite": overwrite,
+        "seed": seed,
+    }
+    progress = Progress(len(inputs.images) + len(inputs.unlisted))
+    try:
+        with progress:
+            result = run_batch(
+                segmenter,
+                inputs,
+                output,
+                overwrite=overwrite,
+                overlays=not no_overlays,
+                parameters=parameters,
+                progress=progress.update,
+            )
+    except OutputsError as error:
+        raise click.UsageError(f"{error}.", ctx) from error
+    except OSError as error:
+        click.echo(f"sparsespec: cannot write the results: {error}", err=True)
+        ctx.exit(_SOME_FAILED)
+    click.echo(_summary(result))
+    if result.interrupted:
+        ctx.exit(_INTERRUPTED)
+    if result.count("failed"):
+        ctx.exit(_SOME_FAILED)
+
+
+def _segmenter(ctx: click.Context, model: str, n_instances: int | None, method: str, seed: int) -> Callable[[Any], Any]:
+    """Build the segmenter and open its model, so that what is wrong with either is said before the first image."""
+    from sparsespec.models import resolve
+
+    try:
+        resolve(model)  # cheap: a misspelt name is answered before anything heavy is imported
+        from sparsespec.backbone import Backbone
+
+        backbone = Backbone(model)
+        _ = backbone.providers
+    except Exception as error:  # ONNX Runtime has exceptions of its own for a file that it cannot open
+        raise click.UsageError(f"cannot use the model '{model}': {_one_line(error)}", ctx) from error
+    from sparsespec.pipeline import Segmenter
+
+    try:
+        return Segmenter(backbone, n_instances=n_instances, method=method, rng=seed)
+    except ValueError as error:
+        raise click.UsageError(_one_line(error), ctx) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _summary(result: BatchResult) -> str:
+    from sparsespec.formats.report import readable_duration
+
+    done, failed, skipped = (result.count(status) for status in ("done", "failed", "skipped"))
+    parts = [f"{done} done", f"{failed} failed"]
+    if skipped:
+        parts.append(f"{skipped} not reached")
+    parts.append(f"{result.instances} instance{'' if result.instances == 1 else 's'}")
+    parts.append(readable_duration(result.seconds))
+    head = "interrupted: " if result.interrupted else ""
+    return f"{head}{', '.join(parts)}; results in {click.format_filename(result.output)}"

@@ -1,0 +1,217 @@
+"""Instances as COCO JSON, with the masks as compressed run-length encodings.
+
+COCO reads a mask column by column. Its runs alternate between 0 and 1, beginning with 0; from the fourth run on, the
+difference to the run two places before is kept; and each number is written in groups of five bits, lowest first, as
+printable characters from ``"0"`` on, where 32 marks that more groups follow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sparsespec.formats._atomic import AtomicFile
+
+__all__ = ["CATEGORY_ID", "CocoWriter", "decode_rle", "encode_rle", "instance_annotations"]
+
+CATEGORY_ID = 1
+"""Everything found is an object; nothing here knows names."""
+
+_GROUPS = 13  # five bits each: enough for 64
+
+
+def encode_rle(mask: npt.ArrayLike) -> dict[str, Any]:
+    """Encode one binary mask the way COCO does.
+
+    Parameters
+    ----------
+    mask : (H, W) array_like
+        Non-zero is foreground.
+
+    Returns
+    -------
+    dict
+        ``{"size": [H, W], "counts": str}``.
+
+    Raises
+    ------
+    ValueError
+        `mask` is not two-dimensional.
+    """
+    array = np.asarray(mask)
+    if array.ndim != 2:
+        raise ValueError(f"mask must be two-dimensional, got the shape {array.shape}")
+    flat = (array != 0).ravel(order="F")
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    bounds = np.concatenate([[0], edges, [flat.size]])
+    counts = np.diff(bounds)
+    if flat.size and flat[0]:
+        counts = np.concatenate([[0], counts])
+    return {"size": [int(array.shape[0]), int(array.shape[1])], "counts": _compress(counts)}
+
+
+def decode_rle(rle: dict[str, Any]) -> npt.NDArray[np.uint8]:
+    """Turn ``{"size": [H, W], "counts": str}`` back into an (H, W) array of 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        The runs do not add up to the size.
+    """
+    height, width = rle["size"]
+    counts = _decompress(rle["counts"])
+    if counts.sum() != height * width or (counts.size and counts.min() < 0):
+        raise ValueError(f"counts cover {int(counts.sum())} pixels, size {height} x {width} has {height * width}")
+    values = np.arange(counts.size) % 2
+    return np.repeat(values.astype(np.uint8), counts).reshape((height, width), order="F")
+
+
+def instance_annotations(labels: npt.ArrayLike, scores: npt.ArrayLike) -> list[dict[str, Any]]:
+    """Describe each instance of a label image, in one pass over its pixels.
+
+    Parameters
+    ----------
+    labels : (H, W) array_like of int
+        0 = background.
+    scores : (n,) array_like of float
+        ``scores[k - 1]`` belongs to label ``k``.
+
+    Returns
+    -------
+    list of dict
+        By rising label: ``label``, ``segmentation``, ``bbox`` (x, y, width, height), ``area`` (pixels), ``score``,
+        ``iscrowd``, ``category_id``. A label without a pixel is left out.
+
+    Raises
+    ------
+    ValueError
+        A label without a score, a negative label, a score that is no finite number, or wrong dimensions.
+    """
+    array = np.asarray(labels)
+    confidence = np.asarray(scores, dtype=np.float64)
+    if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"labels must be a two-dimensional array of whole numbers, got {array.dtype} {array.shape}")
+    if confidence.ndim != 1 or not np.isfinite(confidence).all():
+        raise ValueError("scores must be a one-dimensional array of finite numbers")
+    if array.size == 0:
+        return []
+    if array.min() < 0 or array.max() > confidence.size:
+        raise ValueError(
+            f"labels must lie in 0..{confidence.size}, the number of scores; got {array.min()}..{array.max()}"
+        )
+    height, width = array.shape
+    flat = array.ravel(order="F")
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
+    ends = np.append(starts[1:], flat.size)
+    owners = flat[starts]
+    keep = owners > 0
+    starts, ends, owners = starts[keep], ends[keep], owners[keep]
+    order = np.argsort(owners, kind="stable")
+    starts, ends, owners = starts[order], ends[order], owners[order]
+    present, firsts = np.unique(owners, return_index=True)
+    annotations = []
+    for label, first, last in zip(present.tolist(), firsts, np.append(firsts, owners.size)[1:], strict=True):
+        begin, end = starts[first:last], ends[first:last]
+        bounds = np.concatenate([[0], np.column_stack([begin, end]).ravel()])
+        counts = np.diff(bounds)
+        if end[-1] < flat.size:
+            counts = np.append(counts, flat.size - end[-1])
+        left, right = begin[0] // height, (end[-1] - 1) // height
+        if (begin // height != (end - 1) // height).any():  # a run that goes on in the next column touches both borders
+            top, bottom = 0, height - 1
+        else:
+            top, bottom = (begin % height).min(), ((end - 1) % height).max()
+        annotations.append(
+            {
+                "category_id": CATEGORY_ID,
+                "segmentation": {"size": [height, width], "counts": _compress(counts)},
+                "bbox": [int(left), int(top), int(right - left + 1), int(bottom - top + 1)],
+                "area": int((end - begin).sum()),
+                "score": round(float(confidence[label - 1]), 6),
+                "iscrowd": 0,
+                "label": label,
+            }
+        )
+    return annotations
+
+
+class CocoWriter:
+    """``instances.json``, written as the run goes: only the list of images is held in memory.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Target; it appears with `close`.
+    description : str
+        Goes into the ``info`` entry.
+    version : str
+        Version of the program, for the ``info`` entry.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, description: str, version: str) -> None:
+        self._target = AtomicFile(path)
+        self._images: list[dict[str, Any]] = []
+        self._annotations = 0
+        info = {"description": description, "version": version}
+        categories = [{"id": CATEGORY_ID, "name": "object", "supercategory": "object"}]
+        self._target.file.write(
+            f'{{"info": {json.dumps(info)},\n"licenses": [],\n"categories": {json.dumps(categories)},\n'
+            f'"annotations": ['.encode()
+        )
+
+    def add(self, image_id: int, file_name: str, width: int, height: int, annotations: list[dict[str, Any]]) -> None:
+        """Add one image and its instances (of `instance_annotations`).
+
+        The identifiers of the annotations are given here, counting from 1.
+        """
+        lines = []
+        for number, annotation in enumerate(annotations, start=self._annotations + 1):
+            lines.append(json.dumps({"id": number, "image_id": image_id, **annotation}, allow_nan=False))
+        before = ",\n" if self._annotations else "\n"
+        if lines:
+            self._target.file.write((before + ",\n".join(lines)).encode())
+        self._annotations += len(lines)
+        self._images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+
+    def close(self) -> None:
+        """Finish the file and put it in its place."""
+        images = ",\n".join(json.dumps(image) for image in self._images)
+        self._target.file.write(f'\n],\n"images": [\n{images}\n]}}\n'.encode())
+        self._target.commit()
+
+    def discard(self) -> None:
+        """Give up; a file of an earlier run stays as it was."""
+        self._target.discard()
+
+
+def _compress(counts: npt.NDArray[np.int64]) -> str:
+    numbers = counts.astype(np.int64)
+    numbers[3:] -= counts[1:-2]
+    groups = (numbers[:, None] >> (5 * np.arange(_GROUPS))) & 31
+    # A number ends at the first group after which only its sign remains: zeros, or all ones after bit 16.
+    rest = numbers[:, None] >> (5 * np.arange(1, _GROUPS + 1))
+    finished = rest == np.where(groups & 16, -1, 0)
+    length = finished.argmax(axis=1) + 1
+    used = np.arange(_GROUPS) < length[:, None]
+    more = np.arange(_GROUPS) < (length - 1)[:, None]
+    characters = groups + 32 * more + 48
+    return characters[used].astype(np.uint8).tobytes().decode("ascii")
+
+
+def _decompress(text: str) -> npt.NDArray[np.int64]:
+    codes = np.frombuffer(text.encode("ascii"), np.uint8).astype(np.int64) - 48
+    counts: list[int] = []
+    value, shift = 0, 0
+    for code in codes.tolist():
+        value |= (code & 31) << shift
+        shift += 5
+        if not code & 32:
+            if code & 16:
+                value -= 1 << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value, shift = 0, 0
+    return np.array(counts, dtype=np.int64)

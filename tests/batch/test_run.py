@@ -1,0 +1,386 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sparsespec
+from sparsespec.batch import BatchResult, OutputsError, Row, find_inputs, run_batch
+from sparsespec.batch.record import jsonable
+from sparsespec.formats import decode_rle
+
+Photo = Callable[..., Path]
+Segmenter = Callable[[np.ndarray], Any]
+
+
+def run(segmenter: Segmenter, source: Path, output: Path, **options: Any) -> BatchResult:
+    return run_batch(segmenter, find_inputs(source, output=output), output, **options)
+
+
+def record(output: Path) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    loaded = json.loads((output / "run.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def files(root: Path) -> set[str]:
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+
+
+def labels_of(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        assert image.mode == "I;16"
+        return np.asarray(image).astype(int)
+
+
+def test_everything_is_written_and_agrees(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
+    photo(tmp_path / "in" / "a" / "x.jpg", 80, 50)
+    photo(tmp_path / "in" / "a" / "x.png", 60, 40)
+    photo(tmp_path / "in" / "y.png", 41, 33)
+    Image.new("RGB", (20, 10)).save(tmp_path / "in" / "black.png")
+    out = tmp_path / "out"
+    seen: list[tuple[str, int, int]] = []
+    result = run(
+        segmenter,
+        tmp_path / "in",
+        out,
+        parameters={"model": "fake", "n_instances": np.int64(2)},
+        progress=lambda row, position, total: seen.append((row.path, position, total)),
+    )
+    expected = {"a/x.jpg", "a/x.png", "y", "black"}
+    assert files(out) == (
+        {f"masks/{name}.png" for name in expected}
+        | {f"overlays/{name}.jpg" for name in expected}
+        | {"instances.json", "run.json", "report.html"}
+    )
+    paths = ["a/x.jpg", "a/x.png", "black.png", "y.png"]
+    assert seen == [(path, k, 4) for k, path in enumerate(paths, start=1)]
+    assert [row.status for row in result.rows] == ["done"] * 4
+    assert not result.interrupted
+
+    saved = record(out)
+    assert saved["program"] == "sparsespec"
+    assert saved["version"] == sparsespec.__version__
+    assert saved["state"] == "finished"
+    assert saved["parameters"] == {"model": "fake", "n_instances": 2}
+    assert saved["totals"] | {"seconds": 0} == {
+        "images": 4, "done": 4, "failed": 0, "skipped": 0, "instances": 6, "seconds": 0,
+    }  # fmt: skip
+    assert saved["started"] <= saved["finished"]
+    assert saved["machine"]["cpus"] >= 1
+    assert saved["machine"]["libraries"]["numpy"] == np.__version__
+    assert [row["path"] for row in saved["images"]] == paths
+    first = saved["images"][0]
+    assert first["mask"] == "masks/a/x.jpg.png"
+    assert first["overlay"] == "overlays/a/x.jpg.jpg"
+    assert first["size"] == [80, 50]
+    assert first["instances"] == 2
+    assert first["scores"] == pytest.approx([0.9, 0.4], abs=1e-6)
+    assert first["details"] == {"model": "fake", "grid": [3, 4], "tokens": 12, "solver": "none"}
+    assert set(first["seconds"]) == {"read", "features", "instances", "write", "total"}
+    assert first["seconds"]["features"] == 0.01
+    assert first["error"] is None
+
+    coco = json.loads((out / "instances.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == paths
+    assert len(coco["annotations"]) == 6
+    for row, image in zip(saved["images"], coco["images"], strict=True):
+        labels = labels_of(out / row["mask"])
+        assert labels.shape == (image["height"], image["width"])
+        assert [image["width"], image["height"]] == row["size"]
+        mine = [a for a in coco["annotations"] if a["image_id"] == image["id"]]
+        assert len(mine) == row["instances"] == len(np.unique(labels)) - 1
+        for annotation in mine:
+            np.testing.assert_array_equal(decode_rle(annotation["segmentation"]), labels == annotation["label"])
+        with Image.open(out / row["overlay"]) as overlay:
+            assert overlay.size == tuple(row["size"])
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("<figure") == 4
+
+
+def test_results_do_not_depend_on_the_run(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
+    for k in range(3):
+        photo(tmp_path / "in" / f"{k}.jpg", 50 + k)
+    run(segmenter, tmp_path / "in", tmp_path / "one")
+    run(segmenter, tmp_path / "in", tmp_path / "two")
+    for name in sorted(files(tmp_path / "one") - {"run.json", "report.html"}):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_one_bad_image_costs_one_row(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
+    photo(tmp_path / "in" / "a.jpg")
+    (tmp_path / "in" / "b.jpg").write_bytes(b"")
+    (tmp_path / "in" / "c.jpg").write_text("not an image at all")
+    photo(tmp_path / "in" / "d.jpg", 64, 64)
+    photo(tmp_path / "in" / "e.jpg", 65, 65)
+    photo(tmp_path / "in" / "f.jpg", 66, 66)
+    photo(tmp_path / "in" / "g.jpg", 67, 67)
+
+    def moody(image: np.ndarray) -> Any:
+        if image.shape[0] == 64:
+            raise MemoryError
+        if image.shape[0] == 65:
+            raise RuntimeError("first line\nsecond line " + "x" * 1000)
+        result = segmenter(image)
+        if image.shape[0] == 66:
+            result.labels = result.labels[:-1]
+        return result
+
+    out = tmp_path / "out"
+    result = run(moody, tmp_path / "in", out)
+    assert [row.status for row in result.rows] == ["done", "failed", "failed", "failed", "failed", "failed", "done"]
+    rows = {row["path"]: row for row in record(out)["images"]}
+    assert rows["b.jpg"]["error"] == "it is empty (zero bytes); copy or export it again"
+    assert "not an image" in rows["c.jpg"]["error"]
+    assert rows["d.jpg"]["error"] == "out of memory (64 x 64 pixels); make the image smaller"
+    assert rows["e.jpg"]["error"].startswith("RuntimeError: first line second line xxx")
+    assert len(rows["e.jpg"]["error"]) == 400
+    assert "labels of shape (65, 66) for an image of shape (66, 66)" in rows["f.jpg"]["error"]
+    for name in "bcdef":
+        assert rows[f"{name}.jpg"]["mask"] is None
+        assert rows[f"{name}.jpg"]["instances"] == 0
+    assert files(out / "masks") == {"a.png", "g.png"}
+    coco = json.loads((out / "instances.json").read_text())
+    assert [(image["id"], image["file_name"]) for image in coco["images"]] == [(1, "a.jpg"), (7, "g.jpg")]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "it is empty (zero bytes)" in page
+
+
+def test_failure_while_writing_leaves_no_half_result(
+    tmp_path: Path, segmenter: Segmenter, photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo(tmp_path / "in" / "a.jpg")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sparsespec.batch.one.write_overlay_jpeg", full)
+    result = run(segmenter, tmp_path / "in", tmp_path / "out")
+    assert result.rows[0].status == "failed"
+    assert result.rows[0].error == "OSError: No space left on device"
+    assert files(tmp_path / "out") == {"run.json", "instances.json", "report.html"}
+
+
+def test_all_fail(tmp_path: Path, segmenter: Segmenter) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(b"")
+    result = run(segmenter, tmp_path / "in", tmp_path / "out")
+    assert result.count("failed") == 1
+    assert json.loads((tmp_path / "out" / "instances.json").read_text())["images"] == []
+    assert "No image was segmented." in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_without_overlays(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
+    photo(tmp_path / "in" / "a.jpg")
+    run(segmenter, tmp_path / "in", tmp_path / "out", overlays=False)
+    assert not (tmp_path / "out" / "overlays").exists()
+    assert record(tmp_path / "out")["images"][0]["overlay"] is None
+    assert "data:image/jpeg;base64," in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_second_run_needs_permission_and_leaves_nothing_stale(
+    tmp_path: Path, segmenter: Segmenter, photo: Photo
+) -> None:
+    photo(tmp_path / "in" / "a.jpg")
+    old = photo(tmp_path / "in" / "b.jpg")
+    out = tmp_path / "out"
+    run(segmenter, tmp_path / "in", out)
+    before = {name: (out / name).read_bytes() for name in files(out)}
+    with pytest.raises(OutputsError, match="already holds a run"):
+        run(segmenter, tmp_path / "in", out)
+    assert {name: (out / name).read_bytes() for name in files(out)} == before
+
+    old.unlink()
+    (tmp_path / "in" / "a.jpg").write_bytes(b"")
+    photo(tmp_path / "in" / "c.jpg")
+    (out / "mine.txt").write_text("keep")
+    run(segmenter, tmp_path / "in", out, overwrite=True)
+    assert files(out) == {
+        "masks/c.png", "overlays/c.jpg", "run.json", "instances.json", "report.html", "mine.txt",
+    }  # fmt: skip
+
+
+def test_too_large_an_image(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
+    photo(tmp_path / "in" / "a.jpg", 100, 100)
+    result = run(segmenter, tmp_path / "in", tmp_path / "out", max_pixels=9999)
+    assert result.rows[0].error is not None
+    assert "more than the limit of" in result.rows[0].error
+
+
+def test_rotated_photographs(tmp_path: Path, segmenter: Any, photo: Photo) -> None:
+    path = photo(tmp_path / "in" / "a.jpg", 80, 50)
+    exif = Image.Exif()
+    exif[274] = 6
+    with Image.open(path) as image:
+        image.save(path, exif=exif)
+    out = tmp_path / "out"
+    run(segmenter, tmp_path / "in", out)
+    assert segmenter.seen == [(80, 50, 3)]
+    assert labels_of(out / "masks" / "a.png").shape == (80, 50)
+    (image_entry,) = json.loads((out / "instances.json").read_text())["images"]
+    assert (image_entry["width"], image_entry["height"]) == (50, 80)
+    assert record(out)["images"][0]["size"] == [50, 80]
+    with Image.open(out / "overlays" / "a.jpg") as overlay:
+        assert overlay.size == (50, 80)
+
+
+def interrupted_run(
+    tmp_path: Path, segmenter: Segmenter, photo: Photo, at: int, raiser: Callable[[], None]
+) -> BatchResult:
+    for k in range(4):
+        photo(tmp_path / "in" / f"{k}.jpg")
+    calls = 0
+
+    def stopping(image: np.ndarray) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raiser()
+        return segmenter(image)
+
+    return run(stopping, tmp_path / "in", tmp_path / "out")
+
+
+def stop() -> None:
+    raise KeyboardInterrupt
+
+
+def test_interrupt_finishes_the_files(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
+    result = interrupted_run(tmp_path, segmenter, photo, 3, stop)
+    assert result.interrupted
+    assert [row.status for row in result.rows] == ["done", "done", "skipped", "skipped"]
+    out = tmp_path / "out"
+    saved = record(out)
+    assert saved["state"] == "interrupted"
+    assert saved["totals"]["skipped"] == 2
+    assert saved["images"][2] | {"seconds": 0} == {
+        "path": "2.jpg", "status": "skipped", "mask": None, "overlay": None, "size": None, "instances": 0,
+        "scores": [], "seconds": 0, "details": {}, "error": "not reached",
+    }  # fmt: skip
+    assert files(out) == {
+        "masks/0.png", "masks/1.png", "overlays/0.jpg", "overlays/1.jpg", "run.json", "instances.json", "report.html",
+    }  # fmt: skip
+    assert len(json.loads((out / "instances.json").read_text())["images"]) == 2
+    assert "was interrupted" in (out / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process cannot send itself Ctrl-C there without its console")
+def test_signal_while_results_are_noted_waits(
+    tmp_path: Path, segmenter: Segmenter, photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparsespec.formats import CocoWriter
+
+    add = CocoWriter.add
+
+    def signalled(self: CocoWriter, image_id: int, *arguments: Any) -> None:
+        if image_id == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        add(self, image_id, *arguments)
+
+    monkeypatch.setattr(CocoWriter, "add", signalled)
+    handler = signal.getsignal(signal.SIGINT)
+    result = interrupted_run(tmp_path, segmenter, photo, 99, stop)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert result.interrupted
+    # The second image, during which the signal came, is complete in every file.
+    assert [row.status for row in result.rows] == ["done", "done", "skipped", "skipped"]
+    coco = json.loads((tmp_path / "out" / "instances.json").read_text())
+    assert [image["id"] for image in coco["images"]] == [1, 2]
+    assert [row["status"] for row in record(tmp_path / "out")["images"]] == ["done", "done", "skipped", "skipped"]
+
+
+def test_another_thread_can_run_it(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
+    photo(tmp_path / "in" / "a.jpg")
+    results: list[BatchResult] = []
+    thread = threading.Thread(target=lambda: results.append(run(segmenter, tmp_path / "in", tmp_path / "out")))
+    thread.start()
+    thread.join()
+    assert results[0].count("done") == 1
+
+
+def test_the_record_is_there_from_the_start(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
+    photo(tmp_path / "in" / "a.jpg")
+    states = []
+
+    def spying(image: np.ndarray) -> Any:
+        states.append(record(tmp_path / "out"))
+        return segmenter(image)
+
+    run(spying, tmp_path / "in", tmp_path / "out")
+    (early,) = states
+    assert early["state"] == "running"
+    assert early["finished"] is None
+    assert early["images"][0]["status"] == "skipped"
+    # Where the files are going to be, for whoever has to clear up after a killed process.
+    assert early["images"][0]["mask"] == "masks/a.png"
+
+
+def test_folders_that_cannot_be_listed_count_as_failures(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
+    from dataclasses import replace
+
+    photo(tmp_path / "in" / "a.jpg")
+    inputs = replace(find_inputs(tmp_path / "in"), unlisted=(("private/", "the folder cannot be listed: denied"),))
+    seen: list[Row] = []
+    result = run_batch(segmenter, inputs, tmp_path / "out", progress=lambda row, *_: seen.append(row))
+    assert (result.count("done"), result.count("failed")) == (1, 1)
+    assert [row.path for row in seen] == ["private/", "a.jpg"]
+    assert record(tmp_path / "out")["images"][0]["error"] == "the folder cannot be listed: denied"
+    assert json.loads((tmp_path / "out" / "instances.json").read_text())["images"][0]["id"] == 1
+
+
+def test_names_beyond_ascii(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
+    photo(tmp_path / "in" / "größe 日本.jpg")
+    raw = b"caf\xe9.png"
+    try:
+        os.rename(photo(tmp_path / "in" / "c.png"), os.path.join(os.fsencode(tmp_path / "in"), raw))
+    except OSError:
+        raw = b"c.png"  # this file system takes Unicode only
+    result = run(segmenter, tmp_path / "in", tmp_path / "out")
+    assert result.count("done") == 2
+    assert [row["path"] for row in record(tmp_path / "out")["images"]] == [os.fsdecode(raw), "größe 日本.jpg"]
+    assert (tmp_path / "out" / "masks" / "größe 日本.png").is_file()
+
+
+def test_the_final_files_are_cleaned_up_when_the_disk_is_full(
+    tmp_path: Path, segmenter: Segmenter, photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparsespec.formats import CocoWriter
+
+    def full(self: CocoWriter) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CocoWriter, "close", full)
+    photo(tmp_path / "in" / "a.jpg")
+    with pytest.raises(OSError, match="No space left"):
+        run(segmenter, tmp_path / "in", tmp_path / "out")
+    assert files(tmp_path / "out") == {"masks/a.png", "overlays/a.jpg", "run.json"}
+
+
+def test_jsonable() -> None:
+    value = {
+        1: np.float32(0.5),
+        "nan": float("nan"),
+        "inf": np.float64("inf"),
+        "flag": np.bool_(True),
+        "array": np.array([[1, 2]], np.int8),
+        "tuple": (1, None, "x"),
+        "set": {2, 1},
+        "path": Path("a"),
+        "other": 1j,
+    }
+    assert jsonable(value) == {
+        "1": 0.5, "nan": None, "inf": None, "flag": True, "array": [[1, 2]], "tuple": [1, None, "x"], "set": [1, 2],
+        "path": "a", "other": "1j",
+    }  # fmt: skip
+    json.dumps(jsonable(value), allow_nan=False)

@@ -1,0 +1,337 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from PIL import Image
+
+from sparsespec.batch import Row
+from sparsespec.cli._progress import Progress
+
+Invoke = Callable[..., Result]
+
+GOOD = [
+    "alpha.png", "animated.gif", "black.png", "cmyk.jpg", "deep-colour.tif", "deep.png", "grey.png", "one-pixel.png",
+    "palette.png", "plain.jpg", "rotated.jpg", "strip.png",
+]  # fmt: skip
+BAD = {
+    "cut.jpg": r"it is damaged or cut short \(.*\); copy or export it again",
+    "empty.jpg": r"it is empty \(zero bytes\); copy or export it again",
+    "text.jpg": r"it is not an image that can be read",
+}
+SIZES = {"one-pixel.png": [1, 1], "strip.png": [4000, 3], "black.png": [50, 40], "rotated.jpg": [48, 64]}
+
+
+def record(output: Path) -> dict[str, Any]:
+    loaded = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def check_good_images(output: Path) -> None:
+    """Masks, COCO and record agree on every readable image, in the orientation in which people see it."""
+    rows = {Path(row["path"]).name: row for row in record(output)["images"] if row["status"] == "done"}
+    assert sorted(rows) == sorted(GOOD)
+    coco = {
+        Path(image["file_name"]).name: image for image in json.loads((output / "instances.json").read_text())["images"]
+    }
+    for name, row in rows.items():
+        assert row["size"] == SIZES.get(name, [64, 48])
+        assert [coco[name]["width"], coco[name]["height"]] == row["size"]
+        with Image.open(output / row["mask"]) as mask:
+            assert mask.size == tuple(row["size"])
+            assert len(np.unique(np.asarray(mask))) - (np.asarray(mask) == 0).any() == row["instances"]
+    assert rows["black.png"]["instances"] == 0
+
+
+def check_failures(output: Path, result: Result) -> None:
+    rows = {Path(row["path"]).name: row for row in record(output)["images"]}
+    lines = [line for line in result.stderr.splitlines() if line.startswith("failed: ")]
+    assert len(lines) == len(result.stderr.splitlines()) == len(BAD)
+    for name, pattern in BAD.items():
+        assert rows[name]["status"] == "failed"
+        assert rows[name]["mask"] is None
+        assert re.fullmatch(pattern + ".*", rows[name]["error"])
+        assert f"failed: bad/{name}: {rows[name]['error']}" in lines
+
+
+def test_a_folder_of_everything(invoke: Invoke, fake_segmenter: object, zoo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = invoke("run", "--input", zoo, "--output", out)
+    assert result.exit_code == 1
+    check_good_images(out)
+    check_failures(out, result)
+    assert re.fullmatch(
+        rf"12 done, 3 failed, \d+ instances, [\d.]+ s; results in {re.escape(str(out))}\n", result.stdout
+    )
+    assert (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize("name", [f"good/{name}" for name in GOOD])
+def test_each_good_image_alone(invoke: Invoke, fake_segmenter: object, zoo: Path, tmp_path: Path, name: str) -> None:
+    result = invoke("run", "--input", zoo / name, "--output", tmp_path / "out")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert result.stdout.startswith("1 done, 0 failed, ")
+    assert (tmp_path / "out" / "masks" / Path(name).with_suffix(".png").name).is_file()
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_each_bad_image_alone(invoke: Invoke, fake_segmenter: object, zoo: Path, tmp_path: Path, name: str) -> None:
+    result = invoke("run", "--input", zoo / "bad" / name, "--output", tmp_path / "out")
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert re.match(rf"failed: {re.escape(name)}: {BAD[name]}", line)
+    assert result.stdout.startswith("0 done, 1 failed, 0 instances")
+    (row,) = record(tmp_path / "out")["images"]
+    assert row["status"] == "failed"
+
+
+def test_unreadable_image(
+    invoke: Invoke, fake_segmenter: object, zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = zoo / "good" / "plain.jpg"
+    path.chmod(0)
+    opening = Path.open
+
+    def guarded(self: Path, *arguments: Any, **options: Any) -> Any:
+        # The superuser, who runs tests in containers, may read everything.
+        if self.name == "plain.jpg":
+            raise PermissionError(13, "Permission denied")
+        return opening(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", guarded)
+    result = invoke("run", "--input", zoo / "good", "--output", tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == ["failed: plain.jpg: permission denied; check the file and the disk it is on"]
+    assert record(tmp_path / "out")["totals"]["done"] == 11
+    path.chmod(0o644)
+
+
+def test_the_default_output_lies_in_the_working_folder(
+    invoke: Invoke, fake_segmenter: object, zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(zoo / "good")
+    assert invoke("run", "--input", ".").exit_code == 0
+    assert (zoo / "good" / "sparsespec-out" / "run.json").is_file()
+    # Its own results are no input of the next run.
+    assert invoke("run", "--input", ".", "--overwrite").exit_code == 0
+    assert record(zoo / "good" / "sparsespec-out")["totals"]["images"] == 12
+
+
+def test_parameters_are_handed_on_and_recorded(
+    invoke: Invoke, fake_segmenter: list[tuple[Any, ...]], zoo: Path, tmp_path: Path
+) -> None:
+    source = str(zoo / "good" / "*.jpg")
+    result = invoke(
+        "run", "--input", source, "--output", tmp_path / "out", "--n-instances", 3, "--method", "paper", "--seed", 7,
+        "--no-overlays", "--model", "default", "--workers", 1, "--engine", "inline",
+    )  # fmt: skip
+    assert result.exit_code == 0
+    assert fake_segmenter == [("default", 3, "paper", 7)]
+    assert record(tmp_path / "out")["parameters"] == {
+        "input": source, "output": str(tmp_path / "out"), "model": "default", "n_instances": 3, "method": "paper",
+        "workers": 1, "engine": "inline", "overlays": False, "overwrite": False, "seed": 7,
+    }  # fmt: skip
+    assert not (tmp_path / "out" / "overlays").exists()
+    invoke("run", "--input", source, "--output", tmp_path / "again", "--n-instances", "AUTO")
+    assert fake_segmenter[1] == ("default", None, "sparse", 0)
+    assert record(tmp_path / "again")["parameters"]["n_instances"] == "auto"
+
+
+def test_used_output_needs_overwrite(invoke: Invoke, fake_segmenter: object, zoo: Path, tmp_path: Path) -> None:
+    arguments = ("run", "--input", zoo / "good" / "plain.jpg", "--output", tmp_path / "out")
+    assert invoke(*arguments).exit_code == 0
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert "already holds a run" in result.stderr
+    assert "--overwrite" in result.stderr
+    assert invoke(*arguments, "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "Missing option '--input'"),
+        (("--input", "{tmp}/missing"), "missing' does not exist"),
+        (("--input", "{tmp}/empty"), "holds no image"),
+        (("--input", "{tmp}/*.webp"), "holds no image"),
+        (("--input", ""), "empty string"),
+        (("--input", "{zoo}", "--output", "{zoo}"), "output folder is the folder of the input"),
+        (("--input", "{zoo}", "--n-instances", "many"), "'many' is neither 'auto' nor a whole number"),
+        (("--input", "{zoo}", "--n-instances", "0"), "0 is too small"),
+        (("--input", "{zoo}", "--n-instances", "-2"), "-2 is too small"),
+        (("--input", "{zoo}", "--n-instances", "2.5"), "'2.5' is neither"),
+        (("--input", "{zoo}", "--method", "paper"), "--n-instances N"),
+        (("--input", "{zoo}", "--method", "magic"), "'magic' is not one of 'sparse', 'paper'"),
+        (("--input", "{zoo}", "--workers", "2"), "'inline' works on one"),
+        (("--input", "{zoo}", "--workers", "0"), "0 is not in the range x>=1"),
+        (("--input", "{zoo}", "--engine", "processes"), "'processes' is not available in this version"),
+        (("--input", "{zoo}", "--engine", "dask"), "'dask' is not available in this version"),
+        (("--input", "{zoo}", "--engine", "spark"), "'spark' is not"),
+        (("--input", "{zoo}", "--seed", "-1"), "-1 is not in the range"),
+        (("--input", "{zoo}", "--output", "{tmp}/file.txt"), "is a file"),
+        (("--input", "{zoo}", "surplus"), "unexpected extra argument"),
+    ],
+)
+def test_wrong_usage(
+    invoke: Invoke, fake_segmenter: object, zoo: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.txt").write_text("x")
+    arguments = [option.format(tmp=tmp_path, zoo=zoo) for option in options]
+    if "--output" not in arguments:
+        arguments += ["--output", str(tmp_path / "out")]
+    result = invoke("run", *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert result.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model", ["vit-xxl", "missing.onnx", "{tmp}/text.onnx"])
+def test_wrong_model(invoke: Invoke, zoo: Path, tmp_path: Path, model: str) -> None:
+    (tmp_path / "text.onnx").write_text("not a network")
+    name = model.format(tmp=tmp_path)
+    result = invoke("run", "--input", zoo / "good", "--output", tmp_path / "out", "--model", name)
+    assert result.exit_code == 2
+    assert f"cannot use the model '{name}'" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_full_disk(
+    invoke: Invoke, fake_segmenter: object, zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sparsespec.formats.coco.CocoWriter.close", full)
+    result = invoke("run", "--input", zoo / "good", "--output", tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.stderr == "sparsespec: cannot write the results: [Errno 28] No space left on device\n"
+
+
+def test_interrupted(
+    invoke: Invoke, zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_segmenter: object
+) -> None:
+    calls = 0
+
+    def stopping(image: np.ndarray) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return __import__("types").SimpleNamespace(labels=np.zeros(image.shape[:2], int), scores=np.zeros(0), info={})
+
+    monkeypatch.setattr("sparsespec.cli.run._segmenter", lambda *_: stopping)
+    result = invoke("run", "--input", zoo / "good", "--output", tmp_path / "out")
+    assert result.exit_code == 130
+    assert result.stdout.startswith("interrupted: 2 done, 0 failed, 10 not reached, ")
+    assert record(tmp_path / "out")["state"] == "interrupted"
+
+
+def test_interrupted_before_the_first_image(
+    invoke: Invoke, zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def impatient(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sparsespec.cli.run._segmenter", impatient)
+    result = invoke("run", "--input", zoo / "good", "--output", tmp_path / "out")
+    assert result.exit_code == 130
+    assert result.stderr.strip() == "sparsespec: interrupted"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process cannot send itself Ctrl-C there without its console")
+def test_a_real_signal_gives_no_traceback(zoo: Path, tmp_path: Path) -> None:
+    code = f"""
+import os, signal, types
+import numpy as np
+import sparsespec.cli.run as run
+from sparsespec.cli import main
+def segment(image):
+    os.kill(os.getpid(), signal.SIGINT)
+    return types.SimpleNamespace(labels=np.zeros(image.shape[:2], int), scores=np.zeros(0), info={{}})
+run._segmenter = lambda *_: segment
+main(["run", "--input", {str(zoo / "good")!r}, "--output", {str(tmp_path / "out")!r}])
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 128 + signal.SIGINT
+    assert result.stderr == ""
+    assert result.stdout.startswith("interrupted: 0 done, 0 failed, 12 not reached")
+    assert record(tmp_path / "out")["totals"]["skipped"] == 12
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress(4) as progress:
+        progress.update(Row("a.jpg", status="done"), 1, 4)
+        progress.update(Row("b.jpg", status="failed", error="it is empty"), 2, 4)
+    written = terminal.getvalue()
+    assert "] 0/4" in written
+    assert "] 2/4" in written
+    assert "1 failed" in written
+    # The failure stands on a line of its own, and the bar is gone at the end.
+    assert "\rfailed: b.jpg: it is empty\n" in written
+    assert written.endswith("\r")
+    assert "\x1b" not in written
+
+
+def test_progress_line() -> None:
+    progress = Progress(40)
+    assert progress.line(0, 1.0) == "[------------------------] 0/40"
+    assert progress.line(10, 5.0) == "[######------------------] 10/40  2.0 images/s  15.0 s left"
+    assert progress.line(10, 50.0) == "[######------------------] 10/40  5.0 s/image  2 min 30 s left"
+
+
+def test_no_progress_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress(2) as progress:
+        progress.update(Row("a.jpg", status="done"), 1, 2)
+    assert stream.getvalue() == ""
+
+
+def test_names_cannot_take_over_the_terminal(invoke: Invoke, fake_segmenter: object, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    try:
+        (tmp_path / "in" / "a\x1b[2J\n.jpg").write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system refuses control characters in names")
+    result = invoke("run", "--input", tmp_path / "in", "--output", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "\x1b" not in result.output
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_the_real_segmenter_on_everything(invoke: Invoke, zoo: Path, tmp_path: Path) -> None:
+    result = invoke("run", "--input", zoo, "--output", tmp_path / "out")
+    assert result.exit_code == 1
+    check_good_images(tmp_path / "out")
+    check_failures(tmp_path / "out", result)
+
+
+def test_the_real_segmenter_on_one_image(invoke: Invoke, zoo: Path, tmp_path: Path) -> None:
+    result = invoke("run", "--input", zoo / "good" / "plain.jpg", "--output", tmp_path / "out", "--n-instances", 1)
+    assert result.exit_code == 0, result.stderr
+    (row,) = record(tmp_path / "out")["images"]
+    assert row["instances"] == 1
+    assert {"read", "features", "write", "total"} <= set(row["seconds"])

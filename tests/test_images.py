@@ -1,0 +1,516 @@
+from __future__ import annotations
+
+import io
+import itertools
+import pickle
+import re
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from sparsespec.images import (
+    DEFAULT_MAX_PIXELS,
+    ImageReadError,
+    read_image,
+    tile_windows,
+    to_rgb_float,
+)
+
+RNG = np.random.default_rng(7)
+COLOUR = RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)
+GREY = RNG.integers(0, 256, (12, 20), dtype=np.uint8)
+DEEP = RNG.integers(0, 65536, (12, 20), dtype=np.uint16)
+
+
+def save(path: Path, pixels: np.ndarray | Image.Image, **options: Any) -> Path:
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(path, **options)
+    return path
+
+
+def grey_as_rgb(pixels: np.ndarray) -> np.ndarray:
+    return np.repeat(pixels[:, :, None], 3, axis=2)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".ppm", ".webp"])
+def test_colour_files_come_back_bit_for_bit(tmp_path: Path, suffix: str) -> None:
+    options: dict[str, Any] = {"lossless": True} if suffix == ".webp" else {}
+    image = read_image(save(tmp_path / f"a{suffix}", COLOUR, **options))
+    assert image.dtype == np.uint8
+    assert image.flags.c_contiguous
+    np.testing.assert_array_equal(image, COLOUR)
+
+
+def test_jpeg_is_close(tmp_path: Path) -> None:
+    smooth = np.dstack([np.linspace(0, 255, 64 * 48).reshape(48, 64)] * 3).astype(np.uint8)
+    image = read_image(save(tmp_path / "a.JPG", smooth, quality=95))
+    assert np.abs(image.astype(int) - smooth).max() < 12
+
+
+def test_the_name_does_not_decide_the_format(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", COLOUR)
+    (tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    np.testing.assert_array_equal(read_image(str(tmp_path / "a.jpg")), COLOUR)
+
+
+def test_grey_and_one_bit(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_image(save(tmp_path / "g.png", GREY)), grey_as_rgb(GREY))
+    bits = Image.fromarray(GREY > 127)
+    assert bits.mode == "1"
+    for name in ("b.png", "b.tif"):
+        np.testing.assert_array_equal(
+            read_image(save(tmp_path / name, bits)), grey_as_rgb((GREY > 127).astype(np.uint8) * np.uint8(255))
+        )
+
+
+def test_palette(tmp_path: Path) -> None:
+    palette = Image.fromarray(COLOUR).quantize(16)
+    assert palette.mode == "P"
+    expected = np.asarray(palette.convert("RGB"))
+    for name in ("p.png", "p.gif", "p.tif"):
+        np.testing.assert_array_equal(read_image(save(tmp_path / name, palette)), expected)
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    ink = Image.new("CMYK", (8, 6), (0, 255, 255, 0))  # full magenta and yellow make red
+    for name in ("c.jpg", "c.tif"):
+        image = read_image(save(tmp_path / name, ink))
+        assert image.shape == (6, 8, 3)
+        assert np.abs(image.astype(int) - [255, 0, 0]).max() < 6
+
+
+def test_transparency_is_laid_over_white(tmp_path: Path) -> None:
+    pixels = np.zeros((2, 3, 4), np.uint8)
+    pixels[0, :, :3] = [200, 100, 0]
+    pixels[0, :, 3] = [0, 128, 255]
+    image = read_image(save(tmp_path / "a.png", pixels))
+    np.testing.assert_array_equal(image[0, 0], [255, 255, 255])
+    np.testing.assert_array_equal(image[0, 2], [200, 100, 0])
+    expected = [200 * 128 / 255 + 127, 100 * 128 / 255 + 127, 127]
+    assert np.abs(image[0, 1] - np.array(expected)).max() <= 1
+    np.testing.assert_array_equal(image[1], np.full((3, 3), 255))
+
+
+def test_grey_with_alpha_and_transparent_palette(tmp_path: Path) -> None:
+    pixels = np.dstack([GREY, np.zeros_like(GREY)])
+    assert (read_image(save(tmp_path / "la.png", Image.fromarray(pixels))) == 255).all()
+
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((0, 0), 0)
+    image = read_image(save(tmp_path / "p.png", palette, transparency=0))
+    np.testing.assert_array_equal(image[0, 0], [255, 255, 255])
+    np.testing.assert_array_equal(image[1, 1], [40, 50, 60])
+    image = read_image(save(tmp_path / "pb.png", palette, transparency=b"\x00\xff"))
+    np.testing.assert_array_equal(image[0, 0], [255, 255, 255])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bit_grey_keeps_every_bit(tmp_path: Path, suffix: str) -> None:
+    image = read_image(save(tmp_path / f"d{suffix}", DEEP))
+    assert image.dtype == np.uint16
+    np.testing.assert_array_equal(image, grey_as_rgb(DEEP))
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_sixteen_bit_colour_tiff_keeps_every_bit(tmp_path: Path, byteorder: Literal["<", ">"], planar: str) -> None:
+    deep = RNG.integers(0, 65536, (9, 7, 3), dtype=np.uint16)
+    data = np.moveaxis(deep, -1, 0) if planar == "separate" else deep
+    tifffile.imwrite(tmp_path / "d.tif", data, photometric="rgb", planarconfig=planar, byteorder=byteorder)
+    image = read_image(tmp_path / "d.tif")
+    assert image.dtype == np.dtype("=u2")
+    np.testing.assert_array_equal(image, deep)
+
+
+def test_sixteen_bit_tiff_with_alpha_and_white_is_zero(tmp_path: Path) -> None:
+    deep = np.full((3, 4, 4), 30000, np.uint16)
+    deep[..., 3] = [0, 65535, 65535, 0]
+    tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb", extrasamples=["unassalpha"])
+    image = read_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(image[0, :, 0], [65535, 30000, 30000, 65535])
+
+    tifffile.imwrite(tmp_path / "w.tif", DEEP, photometric="miniswhite")
+    np.testing.assert_array_equal(read_image(tmp_path / "w.tif"), grey_as_rgb(65535 - DEEP))
+
+
+def test_sixteen_bit_cmyk_tiff(tmp_path: Path) -> None:
+    ink = np.zeros((3, 4, 4), np.uint16)
+    ink[..., 1:3] = 65535
+    tifffile.imwrite(tmp_path / "c.tif", ink, photometric="separated")
+    np.testing.assert_array_equal(read_image(tmp_path / "c.tif")[1, 1], [65535, 0, 0])
+
+
+def test_extra_bands_of_a_satellite_picture_are_dropped(tmp_path: Path) -> None:
+    bands = RNG.integers(0, 65536, (5, 6, 4), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "s.tif", bands, photometric="rgb", extrasamples=["unspecified"])
+    np.testing.assert_array_equal(read_image(tmp_path / "s.tif"), bands[..., :3])
+
+
+def test_sixteen_bit_colour_png_gives_its_upper_bits(tmp_path: Path) -> None:
+    high = COLOUR.astype(">u2") * 257
+    rows = b"".join(b"\x00" + row.tobytes() for row in high)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 20, 12, 16, 2, 0, 0, 0)
+    (tmp_path / "c.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+    image = read_image(tmp_path / "c.png")
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, COLOUR)
+
+
+def test_float_tiff(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 1, 24, dtype=np.float32).reshape(4, 6)
+    tifffile.imwrite(tmp_path / "f.tif", ramp / 2)
+    image = read_image(tmp_path / "f.tif")
+    assert image.dtype == np.uint16
+    np.testing.assert_allclose(image[..., 0] / 65535, ramp / 2, atol=1e-5)  # [0, 1] is taken at its word
+
+    tifffile.imwrite(tmp_path / "s.tif", ramp * 400 - 100)
+    np.testing.assert_allclose(read_image(tmp_path / "s.tif")[..., 1] / 65535, ramp, atol=1e-5)
+
+    tifffile.imwrite(tmp_path / "c.tif", np.full((3, 3), 7.5, np.float32))
+    assert (read_image(tmp_path / "c.tif") == 0).all()
+
+    ramp[1, 1] = np.nan
+    tifffile.imwrite(tmp_path / "n.tif", ramp)
+    with pytest.raises(ImageReadError, match="NaN"):
+        read_image(tmp_path / "n.tif")
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint32])
+def test_other_sample_types_are_stretched(tmp_path: Path, dtype: type) -> None:
+    tifffile.imwrite(tmp_path / "i.tif", np.array([[5, 10], [15, 25]], dtype))
+    np.testing.assert_array_equal(read_image(tmp_path / "i.tif")[..., 0], [[0, 16384], [32768, 65535]])
+
+
+def test_a_stack_of_measurements_is_no_picture(tmp_path: Path) -> None:
+    tifffile.imwrite(
+        tmp_path / "m.tif", np.zeros((8, 8, 7), np.uint16), photometric="minisblack", planarconfig="contig"
+    )
+    with pytest.raises(ImageReadError, match="7 samples a pixel"):
+        read_image(tmp_path / "m.tif")
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_compressed_tiff(tmp_path: Path, compression: str) -> None:
+    deep = read_image(save(tmp_path / "d.tif", DEEP, compression=compression))
+    np.testing.assert_array_equal(deep, grey_as_rgb(DEEP))
+    np.testing.assert_array_equal(read_image(save(tmp_path / "c.tif", COLOUR, compression=compression)), COLOUR)
+
+
+def test_first_frame_and_first_page(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "lime", "blue")]
+    for name in ("a.gif", "a.png", "a.webp", "a.tif"):
+        options: dict[str, Any] = {"lossless": True} if name.endswith("webp") else {}
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
+        image = read_image(tmp_path / name)
+        assert image.shape == (4, 6, 3)
+        np.testing.assert_array_equal(image[0, 0], [255, 0, 0])
+    tifffile.imwrite(tmp_path / "d.tif", np.stack([DEEP, DEEP // 2, DEEP // 3]), photometric="minisblack")
+    np.testing.assert_array_equal(read_image(tmp_path / "d.tif"), grey_as_rgb(DEEP))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["rgb.png", "grey.png", "rgb.tif", "deep.tif", "rgb.jpg", "rgb.webp", "palette.png"])
+def test_orientation(tmp_path: Path, orientation: int, kind: str) -> None:
+    # Built backwards: the stored picture is what the camera saw before the viewer turns it.
+    upright = np.zeros((16, 32), np.uint8)
+    upright[:8, :16] = 250
+    upright[:8, 16:] = 170
+    upright[8:, :16] = 90
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright, 1),
+        7: np.rot90(upright[:, ::-1], -1),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    path = tmp_path / kind
+    if kind == "deep.tif":
+        tifffile.imwrite(path, stored.astype(np.uint16) * 257, extratags=[(274, "H", 1, orientation, True)])
+    else:
+        image = Image.fromarray(np.ascontiguousarray(stored))
+        image = {"rgb": image.convert("RGB"), "grey": image, "palette": image.convert("RGB").quantize(8)}[
+            kind[:-4].rstrip(".")
+        ]
+        exif = Image.Exif()
+        exif[274] = orientation
+        options: dict[str, Any] = {"quality": 100} if path.suffix in (".jpg", ".webp") else {}
+        image.save(path, exif=exif.tobytes(), **options)
+    result = read_image(path)
+    values = result[..., 0].astype(float) / np.iinfo(result.dtype).max * 255
+    assert values.shape == upright.shape
+    assert np.abs(values - upright).max() < 12
+
+
+def test_nonsense_orientation_means_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 0
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", COLOUR, exif=exif.tobytes())), COLOUR)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 4000), (4000, 3)])
+def test_extreme_shapes(tmp_path: Path, shape: tuple[int, int]) -> None:
+    for name in ("a.png", "a.jpg", "a.tif"):
+        assert read_image(save(tmp_path / name, np.full((*shape, 3), 128, np.uint8))).shape == (*shape, 3)
+
+
+def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
+    whole = save(folder / "whole.jpg", np.tile(COLOUR, (20, 20, 1))).read_bytes()
+    png = save(folder / "whole.png", np.tile(COLOUR, (20, 20, 1))).read_bytes()
+    tifffile.imwrite(folder / "whole.tif", np.tile(DEEP, (20, 20)))
+    tiff = (folder / "whole.tif").read_bytes()
+    contents = {
+        "zero.jpg": (b"", "empty"),
+        "text.jpg": (b"Dear all,\nplease find attached the photograph.\n", "not an image"),
+        "cut.jpg": (whole[: len(whole) // 2], "damaged or cut short"),
+        "cut.png": (png[: len(png) // 2], "damaged or cut short"),
+        "cut.tif": (tiff[: len(tiff) // 2], "damaged or cut short"),
+        "header.png": (png[:20], "damaged"),
+        "header.tif": (tiff[:6], "damaged"),
+        "magic.jpg": (b"\xff\xd8\xff\xe0", "damaged"),
+        "script.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
+        "noise.gif": (b"GIF89a" + bytes(range(40)), "damaged"),
+        "phone.heic": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic", "HEIC|damaged"),
+    }
+    for name, (content, _) in contents.items():
+        (folder / name).write_bytes(content)
+    files = {name: (folder / name, pattern) for name, (_, pattern) in contents.items()}
+    (folder / "folder.jpg").mkdir()
+    files["folder.jpg"] = (folder / "folder.jpg", "it is a folder")
+    files["missing.jpg"] = (folder / "missing.jpg", "no such file")
+    return files
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "zero.jpg",
+        "text.jpg",
+        "cut.jpg",
+        "cut.png",
+        "cut.tif",
+        "header.png",
+        "header.tif",
+        "magic.jpg",
+        "script.jpg",
+        "noise.gif",
+        "phone.heic",
+        "folder.jpg",
+        "missing.jpg",
+    ],
+)
+def test_bad_files_give_one_line_that_names_them(tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    path, pattern = bad_files(tmp_path)[name]
+    with pytest.raises(ImageReadError, match=re.escape(f"cannot read image '{path}': ")) as caught:
+        read_image(path)
+    assert re.search(pattern, caught.value.reason)
+    assert caught.value.path == str(path)
+    assert caught.value.advice
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(again) == str(caught.value)
+
+
+def test_cutting_a_file_anywhere_never_escapes_as_something_else(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(COLOUR).quantize(8).save(buffer, "GIF")
+    sources = [
+        buffer.getvalue(),
+        save(tmp_path / "s.webp", COLOUR).read_bytes(),
+        save(tmp_path / "s.bmp", GREY).read_bytes(),
+    ]
+    failures = 0
+    for data in sources:
+        for length in range(1, len(data), 7):
+            (tmp_path / "cut").write_bytes(data[:length])
+            try:
+                assert read_image(tmp_path / "cut").shape == (12, 20, 3)
+            except ImageReadError:
+                failures += 1
+    assert failures > 10
+
+
+def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "a.png", COLOUR)
+    path.chmod(0)
+    try:
+        path.read_bytes()
+        # The superuser reads everything: make the system call fail instead.
+        monkeypatch.setattr(
+            Path, "open", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+        )
+    except PermissionError:
+        pass
+    with pytest.raises(ImageReadError, match="permission denied"):
+        read_image(path)
+    path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+
+
+def bomb(path: Path, width: int, height: int) -> Path:
+    """Write a PNG whose header promises far more pixels than its few bytes could ever justify."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = zlib.compress(bytes(1000))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
+    return path
+
+
+@pytest.mark.parametrize("side", [20_000, 100_000])  # below and above where Pillow itself would raise
+def test_decompression_bomb_is_refused_by_its_header(tmp_path: Path, side: int) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(ImageReadError, match=r"megapixels, more than the limit of 250 megapixels; .*max_pixels="):
+        read_image(bomb(tmp_path / "b.png", side, side))
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_tiff_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "b.tif", np.zeros((40, 50), np.uint16))
+    with pytest.raises(ImageReadError, match="50 x 40"):
+        read_image(tmp_path / "b.tif", max_pixels=1999)
+    assert read_image(tmp_path / "b.tif", max_pixels=2000).shape == (40, 50, 3)
+
+
+def test_limit_can_be_raised_past_pillows_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    path = save(tmp_path / "a.png", COLOUR)
+    assert read_image(path).shape == (12, 20, 3)
+    assert read_image(path, max_pixels=None).shape == (12, 20, 3)
+    with pytest.raises(ImageReadError, match="more than the limit"):
+        read_image(path, max_pixels=239)
+    with pytest.raises(ValueError, match="max_pixels"):
+        read_image(path, max_pixels=0)
+    assert DEFAULT_MAX_PIXELS > 100_000_000
+
+
+def test_warnings_stay_inside_even_with_threads(tmp_path: Path) -> None:
+    exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x05\x00"  # promises five entries and ends
+    path = save(tmp_path / "a.jpg", COLOUR, exif=exif)
+    filters = list(warnings.filters)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(10):
+                assert read_image(path).shape == (12, 20, 3)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert warnings.filters == filters
+
+
+def test_importing_the_reader_imports_no_decoder() -> None:
+    code = (
+        "import sys, sparsespec.images; print([m for m in ('imageio', 'PIL', 'tifffile', 'scipy') if m in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        (np.array([[0, 255]], np.uint8), [0, 1]),
+        (np.array([[0, 65535]], np.uint16), [0, 1]),
+        (np.array([[False, True]]), [0, 1]),
+        (np.array([[0.25, 1.0]], np.float64), [0.25, 1]),
+        (np.array([[0.25, 1.0]], np.float16), [0.25, 1]),
+        ([[0.0, 1.0]], [0, 1]),
+        (np.array([[[0], [255]]], np.uint8), [0, 1]),
+    ],
+)
+def test_to_rgb_float_accepts(pixels: Any, expected: list[float]) -> None:
+    result = to_rgb_float(pixels)
+    assert result.dtype == np.float32
+    assert result.shape == (1, 2, 3)
+    assert result.flags.c_contiguous
+    np.testing.assert_array_equal(result, grey_as_rgb(np.array([expected], np.float32)))
+
+
+def test_to_rgb_float_blends_opacity_and_leaves_its_input_alone() -> None:
+    pixels = np.array([[[0.5, 0.5, 0.5, 0.5], [0.2, 0.4, 0.6, 1.0], [0.1, 0.1, 0.1, 0.0]]], np.float32)
+    before = pixels.copy()
+    expected = np.array([[[0.75, 0.75, 0.75], [0.2, 0.4, 0.6], [1.0, 1.0, 1.0]]])
+    np.testing.assert_allclose(to_rgb_float(pixels), expected, rtol=1e-6)
+    np.testing.assert_array_equal(pixels, before)
+    same = np.zeros((2, 2, 3), np.float32)
+    assert not np.shares_memory(to_rgb_float(same), same)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros(3), r"shape .* got \(3,\)"),
+        (np.zeros((2, 2, 2)), r"got \(2, 2, 2\)"),
+        (np.zeros((2, 2, 3, 1)), "shape"),
+        (np.zeros((0, 4, 3)), "no pixels"),
+        (np.zeros((2, 2), np.int64), "got int64"),
+        (np.zeros((2, 2), complex), "got complex128"),
+        (np.full((2, 2), np.nan), "NaN"),
+        (np.array([[0, np.inf]]), "infinity"),
+        (np.array([[0, 255.0]]), r"from 0 to 255.*\[0, 1\]"),
+        (np.array([[-0.5, 1.0]]), "from -0.5 to 1"),
+    ],
+)
+def test_to_rgb_float_refuses(pixels: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        to_rgb_float(pixels, name="photo")
+    assert str(caught.value).startswith("photo ")
+
+
+def test_rounding_errors_of_resampling_are_clipped() -> None:
+    result = to_rgb_float(np.array([[-1e-7, 1 + 1e-6]]))
+    assert result.min() == 0
+    assert result.max() == 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (10, 10), (11, 25), (100, 7), (64, 128)])
+@pytest.mark.parametrize(("tile", "overlap"), [(10, 0), (10, 3), (16, 15), (200, 50), (1, 0)])
+def test_tiles_cover_exactly(height: int, width: int, tile: int, overlap: int) -> None:
+    covered = np.zeros((height, width), int)
+    windows = tile_windows(height, width, tile, overlap)
+    for top, left, bottom, right in windows:
+        assert 0 <= top < bottom <= height
+        assert 0 <= left < right <= width
+        assert bottom - top == min(tile, height)
+        assert right - left == min(tile, width)
+        covered[top:bottom, left:right] += 1
+    assert covered.min() >= 1
+    assert len(set(windows)) == len(windows)
+    tops = sorted({window[0] for window in windows})
+    assert all(first + tile - second >= overlap for first, second in itertools.pairwise(tops))
+
+
+@pytest.mark.parametrize("arguments", [(0, 5, 3, 1), (5, 0, 3, 1), (5, 5, 0, 0), (5, 5, 3, 3), (5, 5, 3, -1)])
+def test_tiles_refuse(arguments: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        tile_windows(*arguments)
