@@ -35,7 +35,7 @@ class _Group(click.Group):
 @click.version_option(sparsespec.__version__, prog_name="sparsespec")
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    r"""Find the objects in photographs: no labels, no training, no GPU.
+    """Find the objects in photographs: no labels, no training, no GPU.
 
     \b
     Examples

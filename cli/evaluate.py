@@ -22,7 +22,7 @@ __all__ = ["eval_command"]
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with a row for each image, instead of a table.")
 @click.pass_context
 def eval_command(ctx: click.Context, pred: Path, truth: Path, as_json: bool) -> None:
-    r"""Compare label images with true ones of the same path and name, whatever their endings.
+    """Compare label images with true ones of the same path and name, whatever their endings.
 
     In both, 0 is background and every other value one object. Which value an object has does not matter: objects are
     matched by how much they overlap.

@@ -9,7 +9,7 @@ __all__ = ["models_group"]
 
 @click.group("models", short_help="List the models, or describe one.")
 def models_group() -> None:
-    r"""List the models that 'sparsespec run --model NAME' knows, or describe one.
+    """List the models that 'sparsespec run --model NAME' knows, or describe one.
 
     \b
     Examples

@@ -125,7 +125,7 @@ def run_command(
     no_overlays: bool,
     seed: int,
 ) -> None:
-    r"""Segment every image of a folder, a pattern, or one file.
+    """Segment every image of a folder, a pattern, or one file.
 
     \b
     Written to the output folder:

@@ -146,7 +146,7 @@ def clean_mask(mask: npt.ArrayLike) -> BoolArray:
         large = sizes >= 0.1 * sizes[1:].max()
         large[0] = False
         mask = binary_fill_holes(large[parts])
-    return np.asarray(median_filter(mask.astype(np.uint8), size=3, mode="reflect") > 0)
+    return np.asarray(median_filter(np.asarray(mask, np.uint8), size=3, mode="reflect") > 0)
 
 
 def instances(

@@ -46,6 +46,8 @@ class Settings:
         Objectness above the background's below which a region is texture, as a difference of cosines.
     filter_radius, filter_eps
         Of the guided filter, see :func:`sparsespec.refine.refine_masks`.
+    min_speck
+        Islands and holes smaller than this are absorbed, in areas of a token.
     """
 
     keep: float = 1 / 3
@@ -60,6 +62,7 @@ class Settings:
     min_contrast: float = 0.04
     filter_radius: float = 2.0
     filter_eps: float = 1e-4
+    min_speck: float = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,8 +200,8 @@ class Segmenter:
                 f"{tokens.grid[0]} x {tokens.grid[1]} tokens holds at most {available} instances"
             )
         run = self._sparse if self._method == "sparse" else self._paper
-        labels, scores, details = run(pixels, tokens, clock)
-        labels, scores, boxes = _in_order(labels, scores)
+        found, certainty, details = run(pixels, tokens, clock)
+        labels, scores, boxes = _in_order(found, certainty)
         info = {
             "version": __version__,
             "model": tokens.info["model"],
@@ -250,6 +253,8 @@ class Segmenter:
             labels = refine.refine_masks(
                 pixels, token_masks, extent, radius=settings.filter_radius, eps=settings.filter_eps
             )
+            token_side = tokens.patch_size / tokens.scale
+            labels = refine.absorb_specks(labels, settings.min_speck * token_side**2)
             if self._n_instances is not None:
                 refine.keep_all(labels, token_masks, extent)
         record = cutter.record

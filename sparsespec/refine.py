@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import uniform_filter
+from skimage import measure
 
 from sparsespec._kernels._compile import parallel_region
 from sparsespec._kernels.guided import claim_pixels, solve_guide
@@ -83,6 +84,46 @@ def refine_masks(
         with parallel_region():
             claim_pixels(pixels, coefficients, box, shape[0] / height, shape[1] / width, top, left, k + 1, best, labels)
     return labels
+
+
+def absorb_specks(labels: LabelArray, min_pixels: float) -> LabelArray:
+    """Give islands and holes too small to mean anything the label that surrounds them.
+
+    Parameters
+    ----------
+    labels
+        (H, W) int32, 0 is background.
+    min_pixels
+        4-connected regions of one label, background included, with fewer pixels are absorbed by the larger region that
+        they share most of their outline with. The largest region of a label is never absorbed.
+
+    Returns
+    -------
+    (H, W) int32 array
+    """
+    regions = measure.label(labels, background=-1, connectivity=1) - 1
+    sizes = np.bincount(regions.ravel())
+    if sizes.size == 1:
+        return labels
+    label_of = np.zeros(sizes.size, np.int32)
+    label_of[regions] = labels
+    order = np.lexsort((-sizes, label_of))
+    largest = order[np.r_[True, np.diff(label_of[order]) != 0]]
+    small = sizes < min_pixels
+    small[largest] = False
+
+    pairs = [(regions[:, :-1], regions[:, 1:]), (regions[:-1], regions[1:])]
+    outlines = [(one[one != other], other[one != other]) for one, other in pairs]
+    first = np.concatenate([side for one, other in outlines for side in (one, other)])
+    second = np.concatenate([side for one, other in outlines for side in (other, one)])
+    wanted = small[first] & ~small[second]
+    shared, length = np.unique(first[wanted] * np.int64(sizes.size) + second[wanted], return_counts=True)
+    inner, outer = shared // sizes.size, shared % sizes.size
+    # The last entry written for each small region is the one with the longest outline; of equal ones the first.
+    by_length = np.lexsort((-outer, length))
+    taken_by = np.arange(sizes.size)
+    taken_by[inner[by_length]] = outer[by_length]
+    return label_of[taken_by][regions]
 
 
 def enlarge_labels(labels: LabelArray, extent: tuple[float, float], shape: tuple[int, int]) -> LabelArray:

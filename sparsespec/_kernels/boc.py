@@ -24,7 +24,7 @@ ROWS = 16
 
 
 @kernel()
-def _affinity(difference, total, largest):  # type: ignore[no-untyped-def]
+def _affinity(difference, total, largest):
     # float32(float32, float32, float32): sum|a - b|, sum|a + b|, max|a - b|
     one = np.float32(1.0)
     if total == np.float32(0.0):
@@ -34,7 +34,7 @@ def _affinity(difference, total, largest):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _pair_block(rows, i, columns, start, difference, total, largest, affinity):  # type: ignore[no-untyped-def]
+def _pair_block(rows, i, columns, start, difference, total, largest, affinity):
     # void(float32[N, C], intp, float32[C, M], intp, float32[BLOCK] x 4): token i against BLOCK columns from `start`
     zero = np.float32(0.0)
     for j in range(BLOCK):
@@ -66,7 +66,7 @@ def _pair_block(rows, i, columns, start, difference, total, largest, affinity): 
 
 
 @kernel()
-def _insert(value, j, neighbours, weights, count):  # type: ignore[no-untyped-def]
+def _insert(value, j, neighbours, weights, count):
     # intp(float32, intp, int32[k], float32[k], intp): the new count. Lists stay sorted, highest first. Called with
     # ascending j and strict about "greater", so that of equal affinities the lowest index stays.
     room = weights.size
@@ -83,7 +83,7 @@ def _insert(value, j, neighbours, weights, count):  # type: ignore[no-untyped-de
 
 
 @kernel(parallel=True)
-def nearest_of_all(rows, columns, size, neighbours, weights, counts):  # type: ignore[no-untyped-def]
+def nearest_of_all(rows, columns, size, neighbours, weights, counts):
     # void(float32[N, C], float32[C, M], intp, int32[N, k], float32[N, k], int32[N]), N = size <= M, M = n BLOCK
     for part in numba.prange((size + ROWS - 1) // ROWS):
         difference = np.empty(BLOCK, np.float32)
@@ -102,7 +102,7 @@ def nearest_of_all(rows, columns, size, neighbours, weights, counts):  # type: i
 
 
 @kernel(parallel=True)
-def all_pairs(rows, columns, size, out):  # type: ignore[no-untyped-def]
+def all_pairs(rows, columns, size, out):
     # void(float32[N, C], float32[C, M], intp, float32[N, N]), N = size <= M, M = n BLOCK
     parts = (size + ROWS - 1) // ROWS
     # A part computes the pairs from its own rows onwards: the first and the last part together make an even load.
@@ -131,7 +131,7 @@ def all_pairs(rows, columns, size, out):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def listed_pairs(features, first, second, out):  # type: ignore[no-untyped-def]
+def listed_pairs(features, first, second, out):
     # void(float32[N, C], intp[E], intp[E], float64[E])
     for pair in range(first.size):
         i = first[pair]
@@ -148,7 +148,7 @@ def listed_pairs(features, first, second, out):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True)
-def nearest_of_window(columns, width, rows_off, cols_off, neighbours, weights, counts):  # type: ignore[no-untyped-def]
+def nearest_of_window(columns, width, rows_off, cols_off, neighbours, weights, counts):
     # void(float32[C, N], intp, intp[P], intp[P], int32[N, k], float32[N, k], int32[N]): offsets in row-major order
     n_channels, size = columns.shape
     height = size // width

@@ -8,7 +8,7 @@ from sparsespec._kernels._compile import kernel
 
 
 @kernel()
-def channel_range(features, norms, lowest, highest):  # type: ignore[no-untyped-def]
+def channel_range(features, norms, lowest, highest):
     # void(float32[N, C], float32[N], float32[C], float32[C]): of features / norms
     for c in range(features.shape[1]):
         value = features[0, c] / norms[0]
@@ -23,7 +23,7 @@ def channel_range(features, norms, lowest, highest):  # type: ignore[no-untyped-
 
 
 @kernel()
-def channel_histogram(features, norms, edges, counts):  # type: ignore[no-untyped-def]
+def channel_histogram(features, norms, edges, counts):
     # void(float32[N, C], float32[N], float32[C, bins + 1], int64[C, bins]): of features / norms
     n_channels, bins = counts.shape
     for i in range(features.shape[0]):
@@ -42,7 +42,7 @@ def channel_histogram(features, norms, edges, counts):  # type: ignore[no-untype
 
 
 @kernel()
-def channel_moments(features, sums, squares):  # type: ignore[no-untyped-def]
+def channel_moments(features, sums, squares):
     # void(float32[N, C], float64[C], float64[C]): sum of x - x_0 and of (x - x_0)^2 over the tokens. Taking the first
     # token off keeps a channel with a small deviation around a large mean exact, and a constant channel at zero.
     for c in range(features.shape[1]):
