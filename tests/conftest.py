@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# Several test processes with threads of their own for small matrices wait for each other most of the time.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 _SHARED = "SPARSESPEC_SHARED"
 
 

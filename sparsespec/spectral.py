@@ -1,0 +1,507 @@
+"""The normalised Laplacian of an affinity and its smallest eigenpairs, each with its residual.
+
+For an affinity W with degrees d = W 1 the Laplacian is L = I - D^-1/2 W D^-1/2 (Shi and Malik, "Normalized cuts and
+image segmentation", PAMI 2000, equation 7; von Luxburg, "A tutorial on spectral clustering", 2007, section 3.2). Its
+eigenvectors u order the tokens along the cheapest cuts, and D^-1/2 u are the generalised eigenvectors of (D - W, D).
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import LinearOperator
+
+from sparsespec import _eigensolvers
+from sparsespec._checks import check_count
+from sparsespec._eigensolvers import DidNotConvergeError, Float64Array, Proposal
+
+__all__ = ["EigenSolverError", "Eigenpairs", "LowRankAffinity", "laplacian", "smallest_eigenpairs"]
+
+SOLVERS = ("auto", "amg-lobpcg", "arpack", "dense", "gram")
+
+# What "auto" does with a connected part of so many tokens, by measurement: six pairs, one core, milliseconds.
+#
+#     tokens                     8 neighbours          48 neighbours         20 nearest, in clusters
+#                                arpack  amg-lobpcg    arpack  amg-lobpcg    arpack  amg-lobpcg
+#        300 (dense: 4)               5      7              5      7              2       6
+#      1,000 (dense: 52 to 63)       13     11             10     14              5      13
+#      4,000 (dense: seconds)        56     30             48     72             16      52
+#     30,000                      1,276    258            869    693            197     669
+#
+# So: dense while it costs nothing, then ARPACK with so many restarts, then multigrid. On large graphs the few restarts
+# are enough where the gaps are wide, and take a fifth of the time of multigrid where they aren't; on others they keep a
+# long thin graph, which would take ARPACK seconds, from doing so.
+_DENSE_UP_TO = 256
+_MANY_RESTARTS_UP_TO = 4096
+_MANY_RESTARTS = 64
+_FEW_RESTARTS = 8
+# Beyond this a dense matrix is no longer a fallback: 4,096 tokens take 0.4 GB and seconds.
+_DENSE_FALLBACK_UP_TO = 4096
+
+# Solvers aim this far below the tolerance that certifies their work: what counts for a vector is the residual against
+# the gap to the next eigenvalue, and the last two digits cost a few iterations.
+_AIM = 0.01
+_SYMMETRY_TOLERANCE = 1e-5
+
+
+class EigenSolverError(RuntimeError):
+    """No solver reached the tolerance.
+
+    Attributes
+    ----------
+    residuals
+        The residuals (m,) of the pairs beside the null vector, by solver, in the order in which they were tried; empty
+        for a solver that gave up without a vector.
+    """
+
+    def __init__(self, message: str, residuals: dict[str, Float64Array]) -> None:
+        super().__init__(message)
+        self.residuals = residuals
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.residuals)
+
+
+@dataclass(frozen=True, eq=False)
+class Eigenpairs:
+    """The k smallest eigenpairs of a symmetric normalised Laplacian.
+
+    Attributes
+    ----------
+    values
+        (k,) float64, ascending.
+    vectors
+        (N, k) float64, orthonormal columns. In each, the entry of largest magnitude is positive; entries within one
+        percent of the largest count as equal, and the lowest index wins.
+    residuals
+        (k,) float64, ||L u - lambda u||_2.
+    solver
+        What ran on the largest connected part that needed a solver: "amg-lobpcg", "arpack", "dense" or "gram";
+        "components" if the connected parts alone were the answer.
+    iterations
+        The most that any part took: iterations of LOBPCG, products with the matrix for ARPACK, 0 for direct solvers.
+    degrees
+        (N,) float64, the row sums of the affinity.
+    """
+
+    values: Float64Array
+    vectors: Float64Array
+    residuals: Float64Array
+    solver: str
+    iterations: int
+    degrees: Float64Array
+
+    def random_walk_vectors(self) -> Float64Array:
+        """Return D^-1/2 u, the generalised eigenvectors v of (D - W) v = lambda D v used by normalised cuts.
+
+        They are also the eigenvectors of the random walk D^-1 W, with eigenvalue 1 - lambda; v' D v = 1. On a connected
+        part the one with eigenvalue 0 is constant. An isolated token keeps its entry of u.
+
+        Returns
+        -------
+        ndarray
+            (N, k) float64.
+        """
+        scale = np.sqrt(np.where(self.degrees > 0, self.degrees, 1.0))
+        return self.vectors / scale[:, None]
+
+
+class LowRankAffinity:
+    """The affinity W = F F' of all pairs of tokens, never formed.
+
+    A product with it costs O(N C), and :func:`smallest_eigenpairs` takes O(N C^2). Unlike the affinities given as
+    matrices it may have negative entries, as cosines have, so long as each token's degree is positive. Its Laplacian
+    may then have negative eigenvalues; the vector D^1/2 1 has eigenvalue 0, but need not come first.
+
+    Parameters
+    ----------
+    features
+        (N, C) real numbers; a copy is kept as float64. A row of zeros is an isolated token.
+
+    Raises
+    ------
+    ValueError
+        Not two-dimensional, empty, not finite, or a row that isn't zero has a degree that isn't positive.
+
+    Attributes
+    ----------
+    features
+        (N, C) float64.
+    degrees
+        (N,) float64, F (F' 1).
+    shape
+        (N, N).
+    """
+
+    def __init__(self, features: npt.ArrayLike) -> None:
+        array = np.asarray(features)
+        if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "fiub":
+            raise ValueError(
+                "features must be an (N, C) array of real numbers with N, C >= 1; "
+                f"its shape is {array.shape} and its dtype {array.dtype}"
+            )
+        self.features: Float64Array = array.astype(np.float64)
+        if not np.isfinite(self.features).all():
+            raise ValueError("features must be finite; some values are NaN or infinity")
+        total = self.features.sum(axis=0)
+        self.degrees: Float64Array = self.features @ total
+        self._isolated: npt.NDArray[np.bool_] = np.logical_not(self.features.any(axis=1))
+        noise = 1e-12 * (np.abs(self.features) @ np.abs(total))
+        bad = np.flatnonzero((self.degrees <= noise) & ~self._isolated)
+        if bad.size:
+            raise ValueError(
+                f"features give {bad.size} of {len(array)} tokens a degree that is not positive (token {bad[0]} has "
+                f"{self.degrees[bad[0]]:.3g}): the sum of a token's similarities must be positive, or its row zero"
+            )
+        self.shape = (len(array), len(array))
+
+    def laplacian(self) -> LinearOperator:
+        """Return the normalised Laplacian as an operator; rows of isolated tokens are zero."""
+        scale = np.sqrt(np.where(self._isolated, 1.0, self.degrees))
+        return _GramLaplacian(self.features / scale[:, None], np.logical_not(self._isolated))
+
+
+class _GramLaplacian(LinearOperator):
+    """I - B B', with zero rows where ``linked`` is False."""
+
+    def __init__(self, scaled: Float64Array, linked: npt.NDArray[np.bool_]) -> None:
+        super().__init__(np.float64, (len(scaled), len(scaled)))
+        self.scaled = scaled
+        self.linked = linked
+
+    def _matmat(self, x: Float64Array) -> Float64Array:
+        return self.linked[:, None] * x - self.scaled @ (self.scaled.T @ x)
+
+    def _matvec(self, x: Float64Array) -> Float64Array:
+        return self._matmat(np.reshape(x, (-1, 1)))
+
+    def _adjoint(self) -> _GramLaplacian:
+        return self
+
+
+def laplacian(affinity_matrix: Any) -> Any:
+    """Compute the symmetric normalised Laplacian L = I - D^-1/2 W D^-1/2.
+
+    A self loop counts in its token's degree. A token of degree 0 is isolated: its row and column of L are zero, which
+    makes it a connected part of its own, with eigenvalue 0.
+
+    Parameters
+    ----------
+    affinity_matrix
+        (N, N) SciPy sparse matrix or array of any format, ndarray, or :class:`LowRankAffinity`. Symmetric to within
+        1e-5 of its largest entry (the mean with its transpose is used) and not negative. It isn't changed.
+
+    Returns
+    -------
+    csr_array, ndarray or LinearOperator
+        (N, N) float64, as sparse as the input; an operator for a :class:`LowRankAffinity`.
+
+    Raises
+    ------
+    ValueError
+        Not square, empty, not symmetric, or an entry is complex, NaN, infinite or negative.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> laplacian(np.array([[0.0, 2.0], [2.0, 0.0]]))
+    array([[ 1., -1.],
+           [-1.,  1.]])
+    """
+    return _read(affinity_matrix).laplacian
+
+
+def smallest_eigenpairs(affinity_matrix: Any, k: int, solver: str = "auto", tol: float = 1e-4) -> Eigenpairs:
+    """Compute the k smallest eigenpairs of the symmetric normalised Laplacian of an affinity.
+
+    The connected parts come first. Each has the eigenvalue 0 with the vector D^1/2 1 on its tokens, exactly; parts with
+    more tokens come before smaller ones, then those with the lower first token. If they don't make up k pairs, each
+    part's further pairs are solved for on their own and the smallest are taken. A vector is therefore zero outside one
+    part. Within a repeated eigenvalue any orthonormal basis is as good as another; the one returned is always the same.
+
+    Every solution is certified by its residuals: where they exceed ``tol`` the next solver is tried, also when
+    ``solver`` names one. A solver is passed over where it can't work (LOBPCG needs five tokens for each pair; tiny
+    parts are always solved densely). ``Eigenpairs.solver`` says what gave the answer.
+
+    Parameters
+    ----------
+    affinity_matrix
+        (N, N) SciPy sparse matrix or array of any format, ndarray, or :class:`LowRankAffinity`; see :func:`laplacian`.
+        It isn't changed.
+    k
+        1 to N.
+    solver
+        "auto"; "dense", O(N^3); "arpack", Lanczos on 2I - L; "amg-lobpcg", whose iterations don't grow with the size of
+        a grid; "gram", for a :class:`LowRankAffinity` only (which "amg-lobpcg" can't take).
+    tol
+        Largest residual ||L u - lambda u||_2 that is accepted. Solvers aim a hundred times lower.
+
+    Returns
+    -------
+    Eigenpairs
+        The same bytes for the same input, whatever the state of NumPy's global random numbers.
+
+    Raises
+    ------
+    ValueError
+        ``affinity_matrix`` as in :func:`laplacian`; ``k``, ``solver`` or ``tol`` isn't one of those above.
+    EigenSolverError
+        No solver reached ``tol``.
+
+    Examples
+    --------
+    A path of three tokens has the eigenvalues 0, 1 and 2:
+
+    >>> import numpy as np
+    >>> pairs = smallest_eigenpairs(np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]]), 2)
+    >>> pairs.values
+    array([0., 1.])
+    """
+    k = check_count(k, name="k")
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, not {solver!r}")
+    number: Any = tol
+    if not isinstance(number, numbers.Real) or not 0 < tol < np.inf:
+        raise ValueError(f"tol must be a positive number, not {tol!r}")
+    low_rank = isinstance(affinity_matrix, LowRankAffinity)
+    if solver == "gram" and not low_rank:
+        raise ValueError("solver 'gram' is for a LowRankAffinity; use auto, amg-lobpcg, arpack or dense for a matrix")
+    if solver == "amg-lobpcg" and low_rank:
+        raise ValueError("solver 'amg-lobpcg' needs a matrix; use auto, gram, arpack or dense for a LowRankAffinity")
+    graph = _read(affinity_matrix)
+    n = len(graph.degrees)
+    if k > n:
+        raise ValueError(f"k must be at most the {n} tokens of affinity_matrix, not {k}")
+
+    n_parts, label = connected_components(graph.links, directed=False)
+    sizes = np.bincount(label, minlength=n_parts)
+    # Components are numbered by their first token.
+    order = np.argsort(-sizes, kind="stable")
+
+    values = [np.zeros(min(k, n_parts))]
+    vectors = [_null_vectors(graph.degrees, label, order[:k])]
+    ran, iterations = "components", 0
+    # With k parts or more there's nothing to solve, so the loop never runs over many.
+    for part in order if n_parts < k else ():
+        count = min(k - n_parts, sizes[part] - 1)
+        if count == 0:
+            break
+        members = np.flatnonzero(label == part)
+        found = _solve(graph, members, int(count), solver, float(tol))
+        values.append(found.values)
+        vectors.append(np.zeros((n, count)))
+        vectors[-1][members] = found.vectors
+        if ran == "components":
+            ran = found.solver
+        iterations = max(iterations, found.iterations)
+
+    chosen = np.argsort(np.concatenate(values), kind="stable")[:k]
+    value = np.concatenate(values)[chosen]
+    vector = np.concatenate(vectors, axis=1)[:, chosen]
+    vector = vector * _signs(vector)
+    residual = np.linalg.norm(graph.laplacian @ vector - vector * value, axis=0)
+    return Eigenpairs(value, vector, residual, ran, iterations, graph.degrees)
+
+
+@dataclass(frozen=True, eq=False)
+class _Graph:
+    laplacian: Any
+    degrees: Float64Array
+    # (N, N) sparse, with an entry wherever two tokens are linked.
+    links: Any
+    # Not positive semidefinite, if so.
+    signed: bool = False
+
+    def part(self, members: npt.NDArray[np.intp]) -> Any:
+        if len(members) == len(self.degrees):
+            return self.laplacian
+        if isinstance(self.laplacian, _GramLaplacian):
+            return _GramLaplacian(self.laplacian.scaled[members], self.laplacian.linked[members])
+        return self.laplacian[members][:, members]
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    values: Float64Array
+    vectors: Float64Array
+    solver: str
+    iterations: int
+
+
+def _read(affinity_matrix: Any) -> _Graph:
+    """Validate an affinity and compute its Laplacian, on a copy."""
+    if isinstance(affinity_matrix, LowRankAffinity):
+        linked = np.flatnonzero(affinity_matrix.degrees > 0)
+        n = len(affinity_matrix.degrees)
+        # All linked tokens count as one part: a star around the first of them.
+        hub = np.full(len(linked), linked[0] if len(linked) else 0)
+        links = sparse.csr_array((np.ones(len(linked)), (hub, linked)), shape=(n, n))
+        return _Graph(affinity_matrix.laplacian(), affinity_matrix.degrees.copy(), links, signed=True)
+    is_sparse = bool(sparse.issparse(affinity_matrix))
+    if not is_sparse:
+        affinity_matrix = np.asarray(affinity_matrix)
+    shape, kind = affinity_matrix.shape, affinity_matrix.dtype.kind
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
+        raise ValueError(f"affinity_matrix must be square, (N, N) with N >= 1; its shape is {shape}")
+    if kind not in "fiub":
+        raise ValueError(f"affinity_matrix must hold real numbers; its dtype is {affinity_matrix.dtype}")
+    if is_sparse:
+        weights = sparse.csr_array(affinity_matrix, dtype=np.float64, copy=True)
+        weights.sum_duplicates()
+        entries = weights.data
+    else:
+        weights = entries = affinity_matrix.astype(np.float64)
+    _check_entries(entries)
+    # The product of two degrees below this would leave float64.
+    entries[entries < np.finfo(np.float64).tiny] = 0.0
+    if is_sparse:
+        weights.eliminate_zeros()
+    weights = _symmetrised(weights)
+    with np.errstate(over="ignore"):
+        degrees = np.asarray(weights.sum(axis=1), dtype=np.float64)
+    if not np.isfinite(degrees).all():
+        raise ValueError("affinity_matrix has rows whose sum is infinite; divide it by its largest entry")
+    return _Graph(_normalised(weights, degrees), degrees, _links(weights))
+
+
+def _check_entries(entries: Float64Array) -> None:
+    if not np.isfinite(entries).all():
+        count = np.count_nonzero(~np.isfinite(entries))
+        raise ValueError(f"affinity_matrix must be finite; {count} of its entries are NaN or infinity")
+    if (entries < 0).any():
+        raise ValueError(f"affinity_matrix must not be negative; its smallest entry is {entries.min():.6g}")
+
+
+def _symmetrised(weights: Any) -> Any:
+    difference = abs(weights - weights.T)
+    largest = difference.max()
+    if largest == 0:
+        return weights
+    if largest > _SYMMETRY_TOLERANCE * weights.max():
+        raise ValueError(
+            f"affinity_matrix must be symmetric; entries differ from their mirror images by up to {largest:.6g}, with "
+            f"entries of at most {weights.max():.6g}"
+        )
+    mean = 0.5 * weights + 0.5 * weights.T
+    return sparse.csr_array(mean) if sparse.issparse(weights) else mean
+
+
+def _normalised(weights: Any, degrees: Float64Array) -> Any:
+    root = np.sqrt(degrees)
+    linked = (degrees > 0).astype(np.float64)
+    if isinstance(weights, np.ndarray):
+        # An isolated token's row is zero already, so the divisor only has to be something.
+        root = np.where(degrees > 0, root, 1.0)
+        return np.diag(linked) - weights / np.outer(root, root)
+    rows = np.repeat(np.arange(len(degrees)), np.diff(weights.indptr))
+    # One division by the product, and not two divisions, keeps the result exactly symmetric.
+    data = weights.data / (root[rows] * root[weights.indices])
+    scaled = sparse.csr_array((data, weights.indices, weights.indptr), shape=weights.shape)
+    result = sparse.csr_array(sparse.diags_array(linked) - scaled)
+    result.sort_indices()
+    return result
+
+
+def _links(weights: Any) -> Any:
+    if sparse.issparse(weights):
+        return weights
+    linked = weights > 0
+    np.fill_diagonal(linked, True)
+    hubs = np.flatnonzero(linked.all(axis=1))
+    if hubs.size:
+        # A token linked to all others says as much as the whole matrix.
+        only = np.zeros_like(linked)
+        only[hubs[0]] = True
+        linked = only
+    return sparse.csr_array(linked)
+
+
+def _null_vectors(degrees: Float64Array, label: npt.NDArray[np.int32], parts: npt.NDArray[np.intp]) -> Float64Array:
+    """Return D^1/2 1 on each of the parts, of unit length: (N, len(parts)) float64."""
+    column = np.full(label.max() + 1, -1)
+    column[parts] = np.arange(len(parts))
+    token = np.flatnonzero(column[label] >= 0)
+    vectors = np.zeros((len(degrees), len(parts)))
+    vectors[token, column[label[token]]] = np.sqrt(np.where(degrees > 0, degrees, 1.0))[token]
+    return vectors / np.linalg.norm(vectors, axis=0)
+
+
+def _solve(graph: _Graph, members: npt.NDArray[np.intp], count: int, solver: str, tol: float) -> _Found:
+    """Find the ``count`` smallest eigenpairs of one connected part beside its null vector."""
+    part = graph.part(members)
+    null = np.sqrt(graph.degrees[members])
+    null /= np.linalg.norm(null)
+    tried: dict[str, Float64Array] = {}
+    for name, run in _plan(part, null, count, solver, _AIM * tol):
+        try:
+            proposal = run()
+        except DidNotConvergeError:
+            tried.setdefault(name, np.empty(0))
+            continue
+        if not np.isfinite(proposal.vectors).all():
+            tried[name] = np.empty(0)
+            continue
+        values, vectors = _eigensolvers.rayleigh_ritz(part, null, proposal.vectors)
+        if not graph.signed:
+            # L is positive semidefinite, rounding is not.
+            values = np.maximum(values, 0.0)
+        residuals = np.linalg.norm(part @ vectors - vectors * values, axis=0)
+        if values.shape == (count,) and residuals.max() <= tol:
+            return _Found(values, vectors, name, proposal.iterations)
+        tried[name] = residuals
+    reached = ", ".join(f"{name} {r.max():.2g}" if r.size else f"{name} none" for name, r in tried.items())
+    raise EigenSolverError(
+        f"no solver brought the residuals of {count} eigenpairs of {len(null)} tokens down to tol={tol:g}; "
+        f"largest residuals: {reached}",
+        tried,
+    )
+
+
+def _plan(
+    part: Any, null: Float64Array, count: int, solver: str, aim: float
+) -> Iterator[tuple[str, Callable[[], Proposal]]]:
+    """Yield solvers in the order in which to try them."""
+    n = len(null)
+    low_rank = isinstance(part, _GramLaplacian)
+    can_iterate = n > max(20, 3 * count)
+    # A full matrix has no coarser copies worth building, unless one insists.
+    suits_amg = sparse.issparse(part) or (solver == "amg-lobpcg" and not low_rank)
+    able = {
+        "gram": low_rank,
+        "arpack": can_iterate,
+        "amg-lobpcg": suits_amg and can_iterate and n > 5 * (count + _eigensolvers.GUARD_VECTORS),
+        "dense": n <= _DENSE_FALLBACK_UP_TO or solver == "dense" or not can_iterate,
+    }
+    names = ["gram", "amg-lobpcg", "arpack", "dense"]
+    first = solver
+    if solver == "auto" and not low_rank:
+        first = "dense" if n <= _DENSE_UP_TO else "trial"
+    if first == "trial" and can_iterate:
+        restarts = _MANY_RESTARTS if n <= _MANY_RESTARTS_UP_TO else _FEW_RESTARTS
+        yield "arpack", partial(_eigensolvers.arpack, part, null, count, aim, restarts=restarts)
+    names.sort(key=lambda name: name != first)
+    for name in names:
+        if not able[name]:
+            continue
+        if name == "gram":
+            yield name, partial(_eigensolvers.gram, part.scaled, null, count)
+        elif name == "amg-lobpcg":
+            yield name, partial(_eigensolvers.amg_lobpcg, part, null, count, aim)
+        elif name == "arpack":
+            yield name, partial(_eigensolvers.arpack, part, null, count, aim)
+        else:
+            yield name, partial(_eigensolvers.dense, part, null, count, aim)
+
+
+def _signs(vectors: Float64Array) -> Float64Array:
+    size = np.abs(vectors)
+    first = (size >= 0.99 * size.max(axis=0)).argmax(axis=0)
+    return np.where(vectors[first, np.arange(vectors.shape[1])] < 0, -1.0, 1.0)
