@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,6 +146,9 @@ def run_command(
 
     Exit codes: 0 all images done, 1 some failed, 2 wrong usage, 130 interrupted.
     """
+    # Before NumPy is loaded: its matrices are small here, and threads that wait for each other cost more than they save
+    # as soon as anything else runs on the machine.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from sparsespec.batch import InputsError, OutputsError, find_inputs, run_batch
 
     if method == "paper" and n_instances is None:

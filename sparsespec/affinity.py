@@ -245,8 +245,8 @@ def local_affinity(
     """Affinity of neighbouring tokens for cutting: the mean of several features' BoC graphs, made steep.
 
     With W_f the graph of :func:`boc_knn_graph` of one kind of features (keys, say, or values) over all tokens of the
-    window, the weight is exp(sharpness (mean_f W_f - 1)). BoC of neighbours lies close to 1 throughout; the exponential
-    turns small differences into cheap and dear cuts.
+    window, 0 where it has no entry, the weight is exp(sharpness (mean_f W_f - 1)). BoC of neighbours lies close to 1
+    throughout; the exponential turns small differences into cheap and dear cuts.
 
     Parameters
     ----------
@@ -262,7 +262,7 @@ def local_affinity(
     Returns
     -------
     (N, N) scipy.sparse.csr_array of float64
-        Symmetric, sorted indices, no diagonal, weights in [1e-12, 1].
+        Symmetric, sorted indices, no diagonal, weights in [1e-12, 1]; all neighbours are joined.
 
     Raises
     ------
@@ -273,15 +273,19 @@ def local_affinity(
         raise ValueError("features must hold at least one (N, C) array")
     if not (np.isfinite(sharpness) and sharpness >= 0):
         raise ValueError(f"sharpness must be a number of at least 0, not {sharpness!r}")
-    everything = (2 * radius + 1) ** 2 - 1
-    total = sum(
-        (boc_knn_graph(one, everything, grid=grid, radius=radius) for one in features[1:]),
-        start=boc_knn_graph(features[0], everything, grid=grid, radius=radius),
-    )
-    graph = csr_array(total)
-    graph.sort_indices()
+    first, second = grid_edges(grid, check_count(radius, name="radius"))
+    total = np.zeros(first.size)
+    for one in features:
+        array = check_features(one)
+        size = len(array)
+        check_grid(grid, size)
+        weights = boc_edges(array, first, second)
+        total += weights / max(1.0, weights.max(initial=0.0))
     # Not below 1e-12: two neighbours without likeness are a cheap cut, not two separate pictures.
-    graph.data = np.maximum(np.exp(sharpness * (graph.data / len(features) - 1)), 1e-12)
+    weights = np.maximum(np.exp(sharpness * (total / len(features) - 1)), 1e-12)
+    ends = np.concatenate([[first, second], [second, first]], axis=1, dtype=np.int32)
+    graph = csr_array((np.tile(weights, 2), tuple(ends)), shape=(size, size))
+    graph.sort_indices()
     return graph
 
 

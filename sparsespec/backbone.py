@@ -170,6 +170,11 @@ class Backbone:
         return self._metadata.patch_size
 
     @property
+    def threads(self) -> int:
+        """Threads of one run."""
+        return self._threads
+
+    @property
     def providers(self) -> tuple[str, ...]:
         """Execution providers in use, best first; opens the session."""
         return tuple(self._open().get_providers())

@@ -66,8 +66,7 @@ def background_prototypes(
         previous, owner = owner, np.argmax(border @ centres.T, axis=1)
         if np.array_equal(previous, owner):
             break
-        sums = np.zeros_like(centres)
-        np.add.at(sums, owner, border)
+        sums = (owner == np.arange(len(centres))[:, None]).astype(np.float32) @ border
         centres = np.where(np.linalg.norm(sums, axis=1, keepdims=True) > 0, normalize_tokens(sums), centres)
     return centres
 

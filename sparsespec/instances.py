@@ -38,7 +38,7 @@ class SolverRecord:
     large
         How many of the regions were large enough for the multigrid solver.
     largest_residual
-        Of the large regions' eigenpairs, ||L u - lambda u||; 0 without any.
+        Of all Fiedler vectors, ||L u - lambda u||.
     """
 
     cuts: int = 0
@@ -113,16 +113,34 @@ class RegionCutter:
         """Smallest normalised cut found for a connected region, and its two sides."""
         self.record.cuts += 1
         if tokens.size > self._large_region:
-            pairs = smallest_eigenpairs(self._graph[tokens][:, tokens], k=3)
+            pairs = smallest_eigenpairs(self._graph[tokens][:, tokens], k=min(3, tokens.size))
             self.record.iterations += pairs.iterations
             self.record.large += 1
-            self.record.largest_residual = max(self.record.largest_residual, float(pairs.residuals.max()))
+            residual = float(pairs.residuals.max())
             vectors = np.ascontiguousarray(pairs.random_walk_vectors()[:, 1:].T)
             value, order, position = kernels.sweep_region(*self._csr, tokens, self._local, vectors)
         else:
-            value, order, position, ran = kernels.cut_region(*self._csr, tokens, self._local, self._tolerance)
+            value, order, position, _, residual, ran = kernels.cut_region(
+                *self._csr, tokens, self._local, self._tolerance
+            )
             self.record.iterations += int(ran)
+        self.record.largest_residual = max(self.record.largest_residual, float(residual))
         return float(value), np.sort(tokens[order[:position]]), np.sort(tokens[order[position:]])
+
+    def fiedler_value(self, tokens: TokenArray) -> tuple[float, float]:
+        """Second smallest eigenvalue of a region's Laplacian, and its residual: how firmly the region hangs together.
+
+        0 for a region in several parts; for a single token, which nothing can divide, 2, the largest there is.
+        """
+        if tokens.size < 2:
+            return 2.0, 0.0
+        if len(self.components(tokens)) > 1:
+            return 0.0, 0.0
+        if tokens.size > self._large_region:
+            pairs = smallest_eigenpairs(self._graph[tokens][:, tokens], k=2)
+            return float(pairs.values[1]), float(pairs.residuals[1])
+        _, _, _, value, residual, _ = kernels.cut_region(*self._csr, tokens, self._local, self._tolerance)
+        return float(value), float(residual)
 
     def tree(
         self, tokens: TokenArray, largest_cut: float, birth: float = 0.0
@@ -135,18 +153,25 @@ class RegionCutter:
             The region is part of the partition at threshold t if birth <= t < cut.
         """
         if tokens.size > self._large_region:
-            value, *sides = self.cut(tokens)
-            yield tokens, birth, value
-            if value <= largest_cut:
-                for side in sides:
-                    for part in self.components(side):
-                        yield from self.tree(part, largest_cut, max(birth, value))
+            # A stack of our own: where cuts peel off a little at a time, the interpreter's would overflow.
+            pending = [(tokens, birth)]
+            while pending:
+                region, region_birth = pending.pop()
+                if region.size <= self._large_region:
+                    yield from self.tree(region, largest_cut, region_birth)
+                    continue
+                value, *sides = self.cut(region)
+                yield region, region_birth, value
+                if value <= largest_cut:
+                    parts = [part for side in sides for part in self.components(side)]
+                    pending.extend((part, max(region_birth, value)) for part in reversed(parts))
             return
-        runs, starts, ends, births, values, iterations = kernels.split_tree(
+        runs, starts, ends, births, values, residual, iterations = kernels.split_tree(
             *self._csr, tokens, birth, largest_cut, self._tolerance
         )
         self.record.cuts += starts.size
         self.record.iterations += int(iterations)
+        self.record.largest_residual = max(self.record.largest_residual, float(residual))
         for start, end, region_birth, value in zip(starts, ends, births, values, strict=True):
             yield np.sort(runs[start:end]), float(region_birth), float(value)
 
@@ -184,11 +209,13 @@ class Candidates:
         """
         if not self.multiplicity.size:
             return np.zeros(len(masks))
-        first, second = masks.astype(np.float32), self.masks.astype(np.float32)
-        common = (first @ second.T).astype(np.float64)
-        union = masks.sum(axis=1)[:, None] + self.masks.sum(axis=1)[None, :] - common
-        shared = common / np.maximum(union, 1)
-        return np.clip(shared @ self.multiplicity / max(self.partitions, 1), 0, 1)
+        # Most regions have nothing in common: sparse, this takes seconds less on grids of ten thousand tokens.
+        shared = (csr_array(masks, dtype=np.float32) @ csr_array(self.masks, dtype=np.float32).T).tocoo()
+        sizes, region_sizes = masks.sum(axis=1), self.masks.sum(axis=1)
+        row, column = shared.coords
+        overlap = shared.data / (sizes[row] + region_sizes[column] - shared.data.astype(np.float64))
+        votes = np.bincount(row, overlap * self.multiplicity[column], minlength=len(masks))
+        return np.asarray(np.clip(votes / max(self.partitions, 1), 0, 1))
 
 
 def propose(

@@ -64,6 +64,14 @@ class Settings:
     filter_eps: float = 1e-4
     min_speck: float = 0.5
 
+    def __post_init__(self) -> None:
+        for name in ("sharpness", "smoothing_sharpness"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)!r}")
+        for name in ("thresholds", "cut_thresholds"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must hold at least one number")
+
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
@@ -79,7 +87,8 @@ class Segmentation:
         (n, 4) float32: x, y, width and height in pixels, of the smallest box around the instance's pixels.
     info
         How the result came about: model, grid, tokens, channels kept, solver, eigenvalues, residuals and seconds per
-        stage, as plain values that JSON can hold.
+        stage, as plain values that JSON can hold. The eigenvalues are the Fiedler values of the masks, in the order of
+        the instances: one near 0 falls apart easily.
     """
 
     labels: npt.NDArray[np.int32]
@@ -102,7 +111,8 @@ class Segmenter:
         A registry name, the path of an .onnx file made by :mod:`sparsespec.models.build`, or a
         :class:`~sparsespec.backbone.Backbone`.
     n_instances
-        None decides from the image, and 0 is a valid answer; an int gives exactly so many.
+        None decides from the image, and 0 is a valid answer; an int gives exactly so many; with
+        ``method="paper"`` fewer where its foreground has fewer tokens that differ.
     method
         "sparse", or "paper" for the published method step by step on dense matrices, which needs ``n_instances``.
     rng
@@ -201,7 +211,10 @@ class Segmenter:
             )
         run = self._sparse if self._method == "sparse" else self._paper
         found, certainty, details = run(pixels, tokens, clock)
-        labels, scores, boxes = _in_order(found, certainty)
+        labels, scores, boxes, order = _in_order(found, certainty)
+        for name in ("eigenvalues", "residuals"):
+            if self._method == "sparse":
+                details[name] = [details[name][k] for k in order]
         info = {
             "version": __version__,
             "model": tokens.info["model"],
@@ -247,11 +260,17 @@ class Segmenter:
             elif len(masks) < self._n_instances:
                 masks = instances.split_until(masks, self._n_instances, cutter)
             scores = candidates.votes(masks)
+            fiedler = [cutter.fiedler_value(cutter.tokens_of(mask)) for mask in masks]
         with clock("refine"):
             extent = _extent(tokens)
             token_masks = masks.reshape(-1, *grid)
             labels = refine.refine_masks(
-                pixels, token_masks, extent, radius=settings.filter_radius, eps=settings.filter_eps
+                pixels,
+                token_masks,
+                extent,
+                radius=settings.filter_radius,
+                eps=settings.filter_eps,
+                threads=self._backbone.threads,
             )
             token_side = tokens.patch_size / tokens.scale
             labels = refine.absorb_specks(labels, settings.min_speck * token_side**2)
@@ -264,7 +283,9 @@ class Segmenter:
             "solver": "amg-lobpcg and inverse iteration" if record.large else "inverse iteration",
             "cuts": record.cuts,
             "iterations": record.iterations,
-            "residuals": [record.largest_residual] if record.large else [],
+            "eigenvalues": [value for value, _ in fiedler],
+            "residuals": [residual for _, residual in fiedler],
+            "largest_residual": record.largest_residual,
         }
         return labels, scores, details
 
@@ -341,14 +362,14 @@ def _extent(tokens: TokenFeatures) -> tuple[float, float]:
 
 def _in_order(
     labels: npt.NDArray[np.int32], scores: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Number the instances that have pixels by falling score, and find their boxes."""
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.intp]]:
+    """Number the instances that have pixels by falling score: labels, scores, boxes, and which masks they were."""
     present = np.flatnonzero(np.bincount(labels.ravel(), minlength=len(scores) + 1)[1:])
     order = present[np.argsort(-scores[present], kind="stable")]
     number = np.zeros(len(scores) + 1, np.int32)
     number[order + 1] = np.arange(1, len(order) + 1)
     labels = number[labels]
-    return labels, scores[order].astype(np.float32), _boxes(labels, len(order))
+    return labels, scores[order].astype(np.float32), _boxes(labels, len(order)), order
 
 
 def _boxes(labels: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.float32]:

@@ -28,6 +28,7 @@ def refine_masks(
     radius: float = 2.0,
     eps: float = 1e-4,
     threshold: float = 0.5,
+    threads: int | None = None,
 ) -> LabelArray:
     """Label every pixel with one of the token masks, or with 0 for none.
 
@@ -49,6 +50,8 @@ def refine_masks(
         Regularisation, in squared intensities: edges of less contrast than its square root are smoothed over.
     threshold
         Membership in [0, 1] above which a pixel is foreground.
+    threads
+        At most so many; None for all that the process was granted. The result doesn't depend on it.
 
     Returns
     -------
@@ -77,11 +80,11 @@ def refine_masks(
         membership = _enlarge(mask, extent, shape)[part]
         cross = _window_mean(guide[part] * membership[..., None], size)
         coefficients = np.empty((*membership.shape, 4), np.float32)
-        with parallel_region():
+        with parallel_region(threads):
             solve_guide(mean[part], moments[part], cross, _window_mean(membership, size), np.float32(eps), coefficients)
         coefficients = _window_mean(coefficients, size)
         box = np.array(_box(mask, extent, (height, width), 2 * radius + 1), np.int64)
-        with parallel_region():
+        with parallel_region(threads):
             claim_pixels(pixels, coefficients, box, shape[0] / height, shape[1] / width, top, left, k + 1, best, labels)
     return labels
 
@@ -148,7 +151,8 @@ def enlarge_labels(labels: LabelArray, extent: tuple[float, float], shape: tuple
 def keep_all(labels: LabelArray, masks: BoolArray, extent: tuple[float, float]) -> None:
     """Give every mask at least one pixel, in place: for callers that asked for an exact number of instances.
 
-    A mask that the filter left without a pixel takes its own tokens' pixels as far as no other mask then has none.
+    A mask that the filter left without a pixel takes the background in its own tokens, or the one pixel nearest to it
+    where tokens are smaller than pixels; failing that, one pixel of a mask that has others.
 
     Parameters
     ----------
@@ -162,7 +166,7 @@ def keep_all(labels: LabelArray, masks: BoolArray, extent: tuple[float, float]) 
     pixels = np.bincount(labels.ravel(), minlength=len(masks) + 1)
     for k in np.flatnonzero(pixels[1:] == 0):
         own = enlarge_labels(masks[k].astype(np.int32), extent, labels.shape) > 0
-        candidates = np.flatnonzero(own) if own.any() else np.arange(labels.size)
+        candidates = np.flatnonzero(own) if own.any() else _nearest_pixel(masks[k], extent, labels.shape)
         free = candidates[labels.flat[candidates] == 0]
         if not free.size:
             free = candidates[pixels[labels.flat[candidates]] > 1][:1]
@@ -171,6 +175,15 @@ def keep_all(labels: LabelArray, masks: BoolArray, extent: tuple[float, float]) 
         np.subtract.at(pixels, labels.flat[free], 1)
         labels.flat[free] = k + 1
         pixels[k + 1] = free.size
+
+
+def _nearest_pixel(mask: BoolArray, extent: tuple[float, float], shape: tuple[int, int]) -> npt.NDArray[np.intp]:
+    """Flat index, in an array of one, of the pixel that a mask's centre lies in."""
+    row, column = (
+        min(int((tokens.mean() + 0.5) * pixels / covered), pixels - 1)
+        for tokens, pixels, covered in zip(np.nonzero(mask), shape, extent, strict=True)
+    )
+    return np.array([row * shape[1] + column])
 
 
 def _enlarge(mask: BoolArray, extent: tuple[float, float], shape: tuple[int, int]) -> FloatArray:

@@ -246,3 +246,74 @@ def test_parity_with_the_released_reference(shared_dir: Path, name: str) -> None
     found = affinity.bray_curtis_over_chebyshev(masked)
     np.testing.assert_allclose(found[::7, ::7], numbers["boc_affinity"], rtol=1e-5, atol=0)
     np.testing.assert_allclose(found.sum(axis=1, dtype=np.float64), numbers["boc_row_sums"], rtol=1e-5)
+
+
+# For cutting
+
+
+@pytest.mark.parametrize("radius", [1, 2])
+@pytest.mark.parametrize("kinds", [1, 3])
+def test_local_affinity_is_steep_in_the_mean_of_the_graphs(rng: np.random.Generator, kinds: int, radius: int) -> None:
+    features = [channels.normalize_tokens(rng.standard_normal((77, c))) for c in (13, 4, 20)[:kinds]]
+    near = reference.in_window(GRID, radius)
+    mean = np.zeros((77, 77))
+    for one in features:
+        boc = np.where(near, reference.boc(one), 0)
+        mean += boc / max(1, boc.max()) / kinds
+    expected = np.where(near, np.maximum(np.exp(30 * (mean - 1)), 1e-12), 0)
+    found = affinity.local_affinity(features, GRID, radius=radius)
+    assert_canonical(found)
+    np.testing.assert_allclose(found.toarray(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 77), (77, 1), (2, 2)])
+def test_local_affinity_on_thin_grids(rng: np.random.Generator, grid: tuple[int, int]) -> None:
+    features = rng.standard_normal((grid[0] * grid[1], 5))
+    found = affinity.local_affinity([features], grid)
+    assert_canonical(found)
+    assert found.nnz == 2 * affinity.grid_edges(grid)[0].size
+
+
+def test_local_affinity_without_sharpness_is_one_everywhere(features: np.ndarray) -> None:
+    found = affinity.local_affinity([features, features], GRID, sharpness=0)
+    assert np.array_equal(found.toarray(), reference.in_window(GRID, 1).astype(float))
+
+
+def test_local_affinity_of_equal_tokens_is_one() -> None:
+    found = affinity.local_affinity([np.ones((12, 3))], (3, 4))
+    assert np.array_equal(found.toarray(), reference.in_window((3, 4), 1).astype(float))
+
+
+def test_local_affinity_falls_no_lower_than_its_floor(features: np.ndarray) -> None:
+    found = affinity.local_affinity([features], GRID, sharpness=1e6)
+    assert_canonical(found)
+    assert found.data.min() == 1e-12
+    assert found.nnz == reference.in_window(GRID, 1).sum()
+
+
+def test_local_affinity_joins_neighbours_without_any_likeness() -> None:
+    # Opposite tokens and pairs of zeros have BoC 0 and no entry in the graph of one kind of features.
+    opposite = np.array([[1.0, 0], [-1, 0], [0, 0], [0, 0]])
+    alike = np.ones((4, 2))
+    for features in ([opposite], [opposite, alike]):
+        found = affinity.local_affinity(features, (1, 4))
+        assert found.indices.tolist() == [1, 0, 2, 1, 3, 2]
+    assert found[0, 1] == pytest.approx(np.exp(-15))
+
+
+@pytest.mark.parametrize("sharpness", [-1, np.nan, np.inf])
+def test_local_affinity_validates_sharpness(features: np.ndarray, sharpness: float) -> None:
+    with pytest.raises(ValueError, match="sharpness must be a number of at least 0"):
+        affinity.local_affinity([features], GRID, sharpness=sharpness)
+
+
+def test_local_affinity_validates_features(features: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="features must hold at least one"):
+        affinity.local_affinity([], GRID)
+    with pytest.raises(ValueError, match=r"grid \(7, 12\) does not hold the 77 tokens"):
+        affinity.local_affinity([features], (7, 12))
+    with pytest.raises(ValueError, match="radius must be an integer of at least 1"):
+        affinity.local_affinity([features], GRID, radius=0)
+    features[4, 2] = np.nan
+    with pytest.raises(ValueError, match="features must be finite"):
+        affinity.local_affinity([features[::-1], features], GRID)

@@ -216,3 +216,48 @@ def test_parity_with_the_released_reference(shared_dir: Path, name: str) -> None
     np.testing.assert_allclose(np.sort(deviation), np.sort(numbers["dcr_std"]), rtol=1e-5)
     np.testing.assert_allclose(deviation[kept], numbers["dcr_std"][numbers["dcr_keep"]], rtol=1e-5)
     assert np.array_equal(entropy[kept], entropy[numbers["dcr_keep"]])
+
+
+# Both reductions in a row
+
+
+@pytest.mark.parametrize(("keep", "keep_deviation"), [(1 / 3, 60), (0.5, 3), (1.0, 12), (0.01, 1)])
+def test_instance_channels_are_the_quiet_ones_that_vary_most(
+    features: np.ndarray, keep: float, keep_deviation: int
+) -> None:
+    features[11] = 0
+    kept = max(1, int(12 * keep + 1e-9))
+    quiet = np.sort(np.argsort(reference.channel_entropy(features, normalize=False), kind="stable")[:kept])
+    tokens = reference.unit_tokens(features[:, quiet])
+    order = np.argsort(-reference.channel_deviation(tokens), kind="stable")[:keep_deviation]
+    found = channels.instance_channels(features, keep, keep_deviation)
+    assert found.dtype == np.float32
+    assert found.flags.c_contiguous
+    np.testing.assert_allclose(found, tokens[:, order], atol=1e-6)
+    assert not found[11].any()
+    assert np.all(np.linalg.norm(found, axis=1) <= 1 + 1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_instance_channels_of_any_array(features: np.ndarray, layout: str) -> None:
+    before = features.copy()
+    assert np.array_equal(channels.instance_channels(LAYOUTS[layout](features)), channels.instance_channels(before))
+    assert np.array_equal(features, before)
+
+
+def test_instance_channels_of_one_token_and_of_equal_tokens() -> None:
+    token = np.array([[3.0, 4.0, 0.0]])
+    np.testing.assert_allclose(channels.instance_channels(token, 1.0), [[0.6, 0.8, 0.0]])
+    np.testing.assert_allclose(channels.instance_channels(token.repeat(4, axis=0), 1.0), [[0.6, 0.8, 0.0]] * 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((0.0,), "keep must be a share"), ((1 / 3, 0), "keep must be an integer"), ((1 / 3, True), "keep must be")],
+)
+def test_instance_channels_validate(features: np.ndarray, arguments: tuple[float, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        channels.instance_channels(features, *arguments)  # type: ignore[arg-type]
+    features[4, 4] = np.nan
+    with pytest.raises(ValueError, match="features must be finite"):
+        channels.instance_channels(features)

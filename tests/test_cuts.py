@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from sparsespec._kernels.cuts import split_tree
+from sparsespec._kernels.cuts import cut_region, split_tree
 from tests.reference import cuts as reference
 
 
@@ -25,9 +25,11 @@ Rows = list[tuple[frozenset[int], float, float]]
 def _run(weights: np.ndarray, region: np.ndarray, largest_cut: float) -> tuple[Rows, int]:
     graph = csr_array(weights)
     indptr, indices = graph.indptr.astype(np.int32), graph.indices.astype(np.int32)
-    tokens, starts, ends, births, values, iterations = split_tree(
+    tokens, starts, ends, births, values, residual, iterations = split_tree(
         indptr, indices, graph.data, region.astype(np.int32), 0.0, largest_cut, 1e-9
     )
+    # Eigenvalues of a few tokens can lie so close that the iterations end before the tolerance is met.
+    assert 0 <= residual <= 1e-2
     rows = zip(starts, ends, births, values, strict=True)
     return [(frozenset(tokens[s:e].tolist()), float(b), float(c)) for s, e, b, c in rows], iterations
 
@@ -81,3 +83,17 @@ def test_the_largest_region_costs_few_iterations() -> None:
         weights = _grid_graph(side, side + 3, np.random.default_rng(3))
         counts.append(_run(weights, np.arange(side * (side + 3)), 0.0)[1])
     assert max(counts) <= 40
+
+
+@pytest.mark.parametrize("size", [2, 3, 12])
+def test_eigenvalue_and_residual(size: int) -> None:
+    weights = _grid_graph(2, 6, np.random.default_rng(4))[:size, :size]
+    graph = csr_array(weights)
+    tokens = np.arange(size, dtype=np.int32)
+    local = np.full(size, -1, np.int32)
+    _, _, _, value, residual, _ = cut_region(
+        graph.indptr.astype(np.int32), graph.indices.astype(np.int32), graph.data, tokens, local, 1e-9
+    )
+    assert value == pytest.approx(reference.fiedler_plane(weights)[0][0], abs=1e-9)
+    assert 0 <= residual <= 1e-8
+    assert (local == -1).all()

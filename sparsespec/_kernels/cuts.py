@@ -78,7 +78,8 @@ def _apply_laplacian(indptr, indices, data, tokens, local, inverse_root, n, x, o
 def _fiedler(indptr, indices, data, tokens, local, degree, tolerance):
     """Two smallest nontrivial eigenvectors of a connected region's normalised Laplacian, by block inverse iteration.
 
-    Returns (n, 2) random-walk eigenvectors D^-1/2 u and how many iterations ran.
+    Returns (2, n) random-walk eigenvectors D^-1/2 u, of the first the eigenvalue and the residual ||L u - lambda u||,
+    and how many iterations ran.
     """
     n = tokens.size
     inverse_root = np.empty(n)
@@ -116,7 +117,7 @@ def _fiedler(indptr, indices, data, tokens, local, degree, tolerance):
     for i in range(n):
         a[i] = (i - 0.5 * (n - 1)) / inverse_root[i]
         b[i] = np.cos(2.3 * i + 0.7) / inverse_root[i]
-    iterations = 0
+    iterations, value, error = 0, 0.0, 0.0
     for sweep in range(_MAX_ITERATIONS):
         iterations = sweep + 1
         _solve_band(band, first, n, width, a)
@@ -128,10 +129,14 @@ def _fiedler(indptr, indices, data, tokens, local, degree, tolerance):
         for i in range(n):
             a[i] /= norm
         _remove(a, trivial, n)
+        size = np.sqrt(_dot(b, b, n))
         _remove(b, trivial, n)
         _remove(b, a, n)
         norm = np.sqrt(_dot(b, b, n))
-        if norm < 1e-200:
+        if norm < 1e-12 * size:
+            # Two tokens have one nontrivial eigenvector.
+            _apply_laplacian(indptr, indices, data, tokens, local, inverse_root, n, a, la)
+            value = _dot(a, la, n)
             break
         for i in range(n):
             b[i] /= norm
@@ -150,13 +155,14 @@ def _fiedler(indptr, indices, data, tokens, local, degree, tolerance):
             b[i] = -s * a[i] + c * b[i]
             a[i] = low
             residual += (low_l - value * low) ** 2
-        if np.sqrt(residual) <= tolerance * value or value < 1e-12:
+        error = np.sqrt(residual)
+        if error <= tolerance * value or value < 1e-12:
             break
     vectors = np.empty((2, n))
     for i in range(n):
         vectors[0, i] = a[i] * inverse_root[i]
         vectors[1, i] = b[i] * inverse_root[i]
-    return vectors, iterations
+    return vectors, value, error, iterations
 
 
 @kernel()
@@ -227,7 +233,8 @@ def _order_by_component(indptr, indices, tokens, local, bounds):
 
 @kernel()
 def cut_region(indptr, indices, data, mine, local, tolerance):
-    # int32[:], int32[:], float64[:], int32[:] sorted, int32[:] of -1, float -> value, order, position, iterations
+    # int32[:], int32[:], float64[:], int32[:] sorted, int32[:] of -1, float
+    # -> value, order, position, eigenvalue, residual, iterations
     """Smallest normalised cut of a connected region along either of its two smoothest eigenvectors.
 
     The tokens ``mine[order[:position]]`` are one side.
@@ -241,7 +248,7 @@ def cut_region(indptr, indices, data, mine, local, tolerance):
         for e in range(indptr[mine[i]], indptr[mine[i] + 1]):
             if local[indices[e]] >= 0:
                 degree[i] += data[e]
-    vectors, ran = _fiedler(indptr, indices, data, mine, local, degree, tolerance)
+    vectors, eigenvalue, residual, ran = _fiedler(indptr, indices, data, mine, local, degree, tolerance)
     value, order, position = _best_sweep(indptr, indices, data, mine, local, degree, vectors[0], inside)
     if n > 3:
         other, other_order, other_position = _best_sweep(indptr, indices, data, mine, local, degree, vectors[1], inside)
@@ -249,7 +256,7 @@ def cut_region(indptr, indices, data, mine, local, tolerance):
             value, order, position = other, other_order, other_position
     for i in range(n):
         local[mine[i]] = -1
-    return value, order, position, ran
+    return value, order, position, eigenvalue, residual, ran
 
 
 @kernel()
@@ -288,7 +295,8 @@ def components(indptr, indices, tokens):
 
 @kernel()
 def split_tree(indptr, indices, data, region, birth_of_region, largest_cut, tolerance):
-    # int32[:], int32[:], float64[:], int32[:] sorted, floats -> tokens, starts, ends, births, cuts, iterations
+    # int32[:], int32[:], float64[:], int32[:] sorted, floats
+    # -> tokens, starts, ends, births, cuts, largest residual, iterations
     """All regions that recursive normalised cuts make of one region, for every threshold up to `largest_cut` at once.
 
     The regions are runs of one array of tokens, since every split only reorders its own run. A region is part of the
@@ -300,7 +308,7 @@ def split_tree(indptr, indices, data, region, birth_of_region, largest_cut, tole
     starts, ends = np.empty(2 * size, np.int64), np.empty(2 * size, np.int64)
     births, cuts = np.empty(2 * size), np.empty(2 * size)
     bounds = np.empty(size + 1, np.int64)
-    regions, iterations = 0, 0
+    regions, iterations, largest_residual = 0, 0, 0.0
 
     count = _order_by_component(indptr, indices, tokens, local, bounds)
     begin = 0
@@ -316,8 +324,9 @@ def split_tree(indptr, indices, data, region, birth_of_region, largest_cut, tole
         n = end - start
         cuts[node] = np.inf
         if n >= 2:
-            value, order, position, ran = cut_region(indptr, indices, data, mine, local, tolerance)
+            value, order, position, _, residual, ran = cut_region(indptr, indices, data, mine, local, tolerance)
             iterations += ran
+            largest_residual = max(largest_residual, residual)
             cuts[node] = value
             if value <= largest_cut:
                 kept = mine.copy()
@@ -336,4 +345,4 @@ def split_tree(indptr, indices, data, region, birth_of_region, largest_cut, tole
                         regions += 1
                         begin = left + bounds[c]
         node += 1
-    return tokens, starts[:regions], ends[:regions], births[:regions], cuts[:regions], iterations
+    return tokens, starts[:regions], ends[:regions], births[:regions], cuts[:regions], largest_residual, iterations

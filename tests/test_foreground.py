@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+from sparsespec import foreground
+from sparsespec.affinity import grid_edges
+from sparsespec.channels import normalize_tokens
+
+BORDERS = {
+    (1, 1): [0],
+    (1, 5): [0, 1, 2, 3, 4],
+    (4, 1): [0, 1, 2, 3],
+    (2, 2): [0, 1, 2, 3],
+    (2, 3): [0, 1, 2, 3, 4, 5],
+    (3, 3): [0, 1, 2, 3, 5, 6, 7, 8],
+    (3, 4): [0, 1, 2, 3, 4, 7, 8, 9, 10, 11],
+}
+
+
+def unit_rows(n: int, channels: int, seed: int = 0) -> np.ndarray:
+    return normalize_tokens(np.random.default_rng(seed).standard_normal((n, channels)))
+
+
+def random_graph(grid: tuple[int, int], seed: int = 0) -> csr_array:
+    first, second = grid_edges(grid)
+    n = grid[0] * grid[1]
+    weights = np.zeros((n, n))
+    weights[first, second] = np.random.default_rng(seed).uniform(0.01, 1, first.size)
+    return csr_array(weights + weights.T)
+
+
+@pytest.mark.parametrize("grid", BORDERS)
+def test_border_tokens(grid: tuple[int, int]) -> None:
+    assert foreground.border_tokens(grid).tolist() == BORDERS[grid]
+
+
+# Prototypes
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 4, 9])
+def test_prototypes_are_unit_rows_and_always_the_same(wanted: int) -> None:
+    features = unit_rows(30, 7)
+    found = foreground.background_prototypes(features, (5, 6), wanted)
+    assert found.shape == (wanted, 7)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    assert found.tobytes() == foreground.background_prototypes(features.copy(), (5, 6), wanted).tobytes()
+
+
+def test_prototypes_do_not_look_inside_the_border() -> None:
+    features = unit_rows(30, 7)
+    changed = features.copy()
+    inside = np.setdiff1d(np.arange(30), foreground.border_tokens((5, 6)))
+    changed[inside] = unit_rows(inside.size, 7, seed=1)
+    first, second = (foreground.background_prototypes(f, (5, 6)) for f in (features, changed))
+    assert np.array_equal(first, second)
+
+
+def test_prototypes_are_the_means_of_the_tokens_nearest_to_them() -> None:
+    features = unit_rows(99, 5)
+    border = features[foreground.border_tokens((9, 11))].astype(np.float64)
+    centres = foreground.background_prototypes(features, (9, 11), 3, iterations=1000)
+    owner = np.argmax(border @ centres.T, axis=1)
+    for c, centre in enumerate(centres):
+        mean = border[owner == c].sum(axis=0)
+        np.testing.assert_allclose(centre, mean / np.linalg.norm(mean), atol=1e-5)
+
+
+@pytest.mark.parametrize("kinds", [1, 2, 3])
+def test_there_are_no_more_prototypes_than_different_border_tokens(kinds: int) -> None:
+    features = np.eye(3, 8, dtype=np.float32)[np.arange(30) % kinds]
+    found = foreground.background_prototypes(features, (5, 6), 4)
+    # The first centre is the mean, which is no token unless all are alike, so that one spare centre can stay.
+    assert kinds <= len(found) <= (1 if kinds == 1 else kinds + 1)
+    assert np.all((features @ found.T).max(axis=1) > 1 - 1e-5)
+
+
+def test_opposite_tokens_on_the_border_have_no_mean_and_do_no_harm() -> None:
+    features = np.eye(1, 4, dtype=np.float32)[np.zeros(16, int)] * np.where(np.arange(16) % 2, -1, 1)[:, None]
+    found = foreground.border_contrast(features.astype(np.float32), (4, 4))
+    np.testing.assert_allclose(found, 0, atol=1e-6)
+
+
+# Border contrast
+
+
+def test_an_object_unlike_the_border_has_contrast_one() -> None:
+    grid = (8, 9)
+    inside = np.zeros(grid, bool)
+    inside[3:6, 2:7] = True
+    features = np.zeros((72, 6), np.float32)
+    features[:, 0] = 1
+    features[36:, :2] = 0, 1  # two kinds of background
+    features[inside.ravel()] = 0, 0, 1, 0, 0, 0
+    found = foreground.border_contrast(features, grid)
+    assert found.shape == (72,)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[inside.ravel()], 1, atol=1e-6)
+    np.testing.assert_allclose(found[~inside.ravel()], 0, atol=1e-6)
+
+
+def test_border_contrast_is_one_minus_the_nearest_cosine() -> None:
+    features = unit_rows(30, 7)
+    prototypes = foreground.background_prototypes(features, (5, 6), 3)
+    expected = [1 - max(float(np.dot(token, p)) for p in prototypes) for token in features]
+    np.testing.assert_allclose(foreground.border_contrast(features, (5, 6), 3), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 6), (6, 1), (2, 3)])
+def test_grids_without_an_inside(grid: tuple[int, int]) -> None:
+    found = foreground.border_contrast(unit_rows(grid[0] * grid[1], 5), grid)
+    assert np.isfinite(found).all()
+
+
+# Smoothing
+
+
+@pytest.mark.parametrize("strength", [0.1, 3.0, 50.0])
+@pytest.mark.parametrize("grid", [(1, 1), (1, 7), (6, 9)])
+def test_smoothing_solves_its_equation(grid: tuple[int, int], strength: float) -> None:
+    graph = random_graph(grid)
+    values = np.random.default_rng(1).standard_normal(grid[0] * grid[1])
+    dense = graph.toarray()
+    matrix = np.eye(values.size) + strength * (np.diag(dense.sum(axis=1)) - dense)
+    found = foreground.smooth(values, graph, strength)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, np.linalg.solve(matrix, values), atol=1e-4)
+
+
+def test_smoothing_with_strength_zero_leaves_the_values() -> None:
+    values = np.random.default_rng(1).standard_normal(54)
+    np.testing.assert_allclose(foreground.smooth(values, random_graph((6, 9)), 0.0), values, rtol=1e-12)
+
+
+def test_smoothing_keeps_the_sum_and_constants() -> None:
+    graph = random_graph((6, 9))
+    values = np.random.default_rng(1).standard_normal(54)
+    kept = values.copy()
+    assert foreground.smooth(values, graph).sum() == pytest.approx(values.sum(), abs=1e-4)
+    np.testing.assert_allclose(foreground.smooth(np.full(54, 2.5), graph), 2.5, rtol=1e-5)
+    np.testing.assert_allclose(foreground.smooth(np.zeros(54), graph), 0)
+    assert np.array_equal(values, kept)
+
+
+# Statistics
+
+
+def test_standardise() -> None:
+    values = np.random.default_rng(2).uniform(3, 9, 40).astype(np.float32)
+    found = foreground.standardise(values)
+    assert found.mean() == pytest.approx(0, abs=1e-12)
+    assert found.std() == pytest.approx(1, abs=1e-12)
+    assert np.array_equal(np.argsort(found), np.argsort(values))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -7e3])
+def test_standardise_makes_a_constant_map_zero(value: float) -> None:
+    assert np.array_equal(foreground.standardise(np.full(33, value)), np.zeros(33))
+
+
+def test_contrast_is_against_the_tokens_in_no_mask() -> None:
+    masks = np.array([[1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]], bool)
+    values = np.array([4.0, 6.0, 3.0, 1.0, 2.0, 0.0])
+    np.testing.assert_allclose(foreground.contrast(masks, values), [5 - 1, 3 - 1])
+
+
+def test_contrast_without_masks_is_empty() -> None:
+    assert foreground.contrast(np.zeros((0, 5), bool), np.arange(5.0)).shape == (0,)
+
+
+def test_contrast_where_masks_cover_everything_is_against_the_least_token() -> None:
+    masks = np.array([[1, 1, 0], [0, 0, 1]], bool)
+    np.testing.assert_allclose(foreground.contrast(masks, np.array([3.0, 5.0, 1.0])), [4 - 1, 0])

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import ast
+import configparser
+import importlib.metadata
+import importlib.resources
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sparsespec
+
+HEAVY = ("onnxruntime", "numba", "scipy", "skimage", "pyamg", "imageio", "PIL")
+# Each may import those before it and its own part of the package; a tuple shares one place.
+ORDER: list[tuple[str, ...]] = [
+    ("_threads", "_checks"),
+    ("_kernels", "_eigensolvers", "models", "resample", "images"),
+    ("backbone",),
+    ("build",),
+    ("channels",),
+    ("affinity",),
+    ("spectral", "paper"),
+    ("foreground",),
+    ("instances",),
+    ("refine",),
+    ("pipeline",),
+    ("formats", "evaluation"),
+    ("batch",),
+    ("cli",),
+]
+PLACE = {name: place for place, names in enumerate(ORDER) for name in names}
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    """Dotted name and file of every module."""
+    root = importlib.util.find_spec("sparsespec")
+    packages = ["sparsespec"]
+    assert root is not None
+    while packages:
+        package = packages.pop()
+        spec = importlib.util.find_spec(package)
+        assert spec is not None
+        for folder in spec.submodule_search_locations or []:
+            for path in sorted(Path(folder).glob("*.py")):
+                yield (package if path.stem == "__init__" else f"{package}.{path.stem}"), path
+            packages += [f"{package}.{p.parent.name}" for p in sorted(Path(folder).glob("*/__init__.py"))]
+        if package == "sparsespec":
+            # These stand in folders of their own.
+            packages += [f"sparsespec.{name}" for name in ("cli", "models") if f"sparsespec.{name}" not in packages]
+
+
+def imports(tree: ast.AST, module: str, is_package: bool, *, top_level: bool = False) -> Iterator[str]:
+    """Dotted names that a module imports; with top_level only when it is itself imported."""
+    nodes = list(ast.iter_child_nodes(tree)) if top_level else list(ast.walk(tree))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                parts = parts[: len(parts) - node.level + is_package]
+                base = ".".join([*parts, base] if base else parts)
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def parts_imported(path: Path, module: str, *, top_level: bool = False) -> set[str]:
+    """Which parts of the package, such as "channels" or "formats", a module imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = (n.split(".") for n in imports(tree, module, path.stem == "__init__", top_level=top_level))
+    return {name[1] for name in names if name[0] == "sparsespec" and len(name) > 1 and not name[1].startswith("__")}
+
+
+MODULES = dict(sources())
+
+
+def test_every_module_is_found() -> None:
+    assert {"sparsespec", "sparsespec.pipeline", "sparsespec._kernels.cuts", "sparsespec.formats.coco"} <= set(MODULES)
+    assert {"sparsespec.cli.run", "sparsespec.models.registry", "sparsespec.batch.one"} <= set(MODULES)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_no_module_imports_one_downstream(module: str) -> None:
+    if module == "sparsespec":
+        # Its names are loaded on first use, so that importing it imports none.
+        assert parts_imported(MODULES[module], module, top_level=True) == set()
+        return
+    # The one tool among the modules, which checks the model it has built by running it.
+    own = "build" if module == "sparsespec.models.build" else module.split(".")[1]
+    for other in parts_imported(MODULES[module], module) - {module.split(".")[1]}:
+        assert other in PLACE, f"{module} imports {other}, which has no place in the order"
+        assert PLACE[other] < PLACE[own], f"{module} imports {other}, which is not upstream of it"
+
+
+def test_kernels_import_no_other_part_but_threads() -> None:
+    for module, path in MODULES.items():
+        if module.startswith("sparsespec._kernels."):
+            assert parts_imported(path, module) <= {"_kernels", "_threads"}
+
+
+def test_only_those_with_a_kernel_of_their_own_import_kernels() -> None:
+    users = {m.split(".")[1] for m, path in MODULES.items() if "_kernels" in parts_imported(path, m) and "." in m}
+    assert users == {"_kernels", "channels", "affinity", "instances", "refine"}
+
+
+def test_formats_do_not_know_the_pipeline() -> None:
+    for module, path in MODULES.items():
+        if module.startswith("sparsespec.formats"):
+            assert parts_imported(path, module, top_level=True) <= {"formats"}
+
+
+@pytest.mark.parametrize("part", ["", ".models", ".images", ".formats", ".batch", ".cli"])
+def test_imports_that_load_nothing_heavy(part: str) -> None:
+    code = f"import sys, sparsespec{part}; print(*(name for name in {HEAVY!r} if name in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.split() == []
+
+
+def test_public_names() -> None:
+    assert dir(sparsespec) == sorted(sparsespec.__all__)
+    for name in sparsespec.__all__:
+        assert getattr(sparsespec, name) is not None
+    assert sparsespec.segment is sparsespec.pipeline.segment
+
+
+def test_names_that_are_not_there() -> None:
+    with pytest.raises(AttributeError, match="module 'sparsespec' has no attribute 'nosuch'"):
+        sparsespec.nosuch  # noqa: B018
+    with pytest.raises(ImportError, match="nosuch"):
+        from sparsespec import nosuch  # noqa: F401
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (importlib.resources.files("sparsespec") / "py.typed").is_file()
+
+
+def test_the_version_is_the_one_installed() -> None:
+    assert sparsespec.__version__ == importlib.metadata.version("sparsespec")
+    setup = configparser.ConfigParser()
+    assert setup.read(Path(__file__).parents[1] / "setup.cfg")
+    assert sparsespec.__version__ == setup["metadata"]["version"]
+
+
+def test_setup_names_every_package() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[1] / "setup.cfg")
+    packages = {m for m, path in MODULES.items() if path.stem == "__init__"}
+    assert set(setup["options"]["packages"].split()) == packages
