@@ -7,6 +7,9 @@ import pytest
 
 # Several test processes with threads of their own for small matrices wait for each other most of the time.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Processes that tests start must import the installed package, not the checkout they happen to stand in, where cli/ and
+# models/ are not yet where they are imported from.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 _SHARED = "SPARSESPEC_SHARED"
 

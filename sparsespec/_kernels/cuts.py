@@ -232,6 +232,19 @@ def _order_by_component(indptr, indices, tokens, local, bounds):
 
 
 @kernel()
+def _enter(indptr, indices, data, mine, local):
+    """Number a region's tokens in local, and sum the weights of each token's edges inside."""
+    degree = np.zeros(mine.size)
+    for i in range(mine.size):
+        local[mine[i]] = i
+    for i in range(mine.size):
+        for e in range(indptr[mine[i]], indptr[mine[i] + 1]):
+            if local[indices[e]] >= 0:
+                degree[i] += data[e]
+    return degree
+
+
+@kernel()
 def cut_region(indptr, indices, data, mine, local, tolerance):
     # int32[:], int32[:], float64[:], int32[:] sorted, int32[:] of -1, float
     # -> value, order, position, eigenvalue, residual, iterations
@@ -240,14 +253,8 @@ def cut_region(indptr, indices, data, mine, local, tolerance):
     The tokens ``mine[order[:position]]`` are one side.
     """
     n = mine.size
-    degree = np.zeros(n)
     inside = np.empty(n, np.bool_)
-    for i in range(n):
-        local[mine[i]] = i
-    for i in range(n):
-        for e in range(indptr[mine[i]], indptr[mine[i] + 1]):
-            if local[indices[e]] >= 0:
-                degree[i] += data[e]
+    degree = _enter(indptr, indices, data, mine, local)
     vectors, eigenvalue, residual, ran = _fiedler(indptr, indices, data, mine, local, degree, tolerance)
     value, order, position = _best_sweep(indptr, indices, data, mine, local, degree, vectors[0], inside)
     if n > 3:
@@ -264,14 +271,8 @@ def sweep_region(indptr, indices, data, mine, local, vectors):
     # as cut_region, with (k, n) float64 random-walk eigenvectors from elsewhere -> value, order, position
     """Smallest normalised cut of a connected region along any of the given vectors."""
     n = mine.size
-    degree = np.zeros(n)
     inside = np.empty(n, np.bool_)
-    for i in range(n):
-        local[mine[i]] = i
-    for i in range(n):
-        for e in range(indptr[mine[i]], indptr[mine[i] + 1]):
-            if local[indices[e]] >= 0:
-                degree[i] += data[e]
+    degree = _enter(indptr, indices, data, mine, local)
     value, order, position = _best_sweep(indptr, indices, data, mine, local, degree, vectors[0], inside)
     for k in range(1, vectors.shape[0]):
         other, other_order, other_position = _best_sweep(indptr, indices, data, mine, local, degree, vectors[k], inside)
