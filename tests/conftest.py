@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 # Several test processes with threads of their own for small matrices wait for each other most of the time.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# Processes that tests start must import the installed package, not the checkout they happen to stand in, where cli/ and
-# models/ are not yet where they are imported from.
+# The installed package is tested, also by processes that tests start, and not the checkout around it (which
+# "python -m pytest" puts first): there, cli/ and models/ are not yet where they are imported from.
+_CHECKOUT = Path(__file__).resolve().parents[1]
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _CHECKOUT]
 os.environ["PYTHONSAFEPATH"] = "1"
 
 _SHARED = "SPARSESPEC_SHARED"
@@ -17,8 +20,7 @@ _SHARED = "SPARSESPEC_SHARED"
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """Photographs and reference numbers that are too large, or not free enough, to live in the project."""
-    here = Path(__file__).resolve().parents[1]
-    folder = Path(os.environ.get(_SHARED, here.parent / "shared"))
+    folder = Path(os.environ.get(_SHARED, _CHECKOUT.parent / "shared"))
     if not folder.is_dir():
         pytest.skip(f"measuring data not found: no folder 'shared' beside the checkout and {_SHARED} is not set")
     return folder
