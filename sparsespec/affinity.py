@@ -240,7 +240,7 @@ def grid_edges(grid: tuple[int, int], radius: int = 1) -> tuple[IndexArray, Inde
 
 
 def local_affinity(
-    features: Sequence[npt.ArrayLike], grid: tuple[int, int], *, radius: int = 1, sharpness: float = 30.0
+    features: Sequence[npt.ArrayLike], grid: tuple[int, int], *, radius: int = 1, sharpness: float = 25.0
 ) -> csr_array:
     """Affinity of neighbouring tokens for cutting: the mean of several features' BoC graphs, made steep.
 

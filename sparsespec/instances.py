@@ -281,7 +281,7 @@ def propose(
 def select(
     candidates: Candidates,
     *,
-    min_votes: float = 0.4,
+    min_votes: float = 0.36,
     min_free: float = 0.8,
     n_instances: int | None = None,
 ) -> BoolArray:

@@ -52,13 +52,13 @@ class Settings:
 
     keep: float = 1 / 3
     keep_deviation: int = 60
-    sharpness: float = 30.0
+    sharpness: float = 25.0
     smoothing_sharpness: float = 20.0
     smoothing: float = 3.0
     prototypes: int = 4
     thresholds: tuple[float, ...] = tuple(float(t) for t in np.linspace(-0.5, 2.0, 9))
     cut_thresholds: tuple[float, ...] = (0.02, 0.04, 0.08)
-    min_votes: float = 0.4
+    min_votes: float = 0.36
     min_contrast: float = 0.04
     filter_radius: float = 2.0
     filter_eps: float = 1e-4

@@ -260,7 +260,7 @@ def test_local_affinity_is_steep_in_the_mean_of_the_graphs(rng: np.random.Genera
     for one in features:
         boc = np.where(near, reference.boc(one), 0)
         mean += boc / max(1, boc.max()) / kinds
-    expected = np.where(near, np.maximum(np.exp(30 * (mean - 1)), 1e-12), 0)
+    expected = np.where(near, np.maximum(np.exp(25 * (mean - 1)), 1e-12), 0)
     found = affinity.local_affinity(features, GRID, radius=radius)
     assert_canonical(found)
     np.testing.assert_allclose(found.toarray(), expected, rtol=1e-4, atol=0)
@@ -298,7 +298,7 @@ def test_local_affinity_joins_neighbours_without_any_likeness() -> None:
     for features in ([opposite], [opposite, alike]):
         found = affinity.local_affinity(features, (1, 4))
         assert found.indices.tolist() == [1, 0, 2, 1, 3, 2]
-    assert found[0, 1] == pytest.approx(np.exp(-15))
+    assert found[0, 1] == pytest.approx(np.exp(-12.5))
 
 
 @pytest.mark.parametrize("sharpness", [-1, np.nan, np.inf])

@@ -38,6 +38,7 @@ def test_entropy_is_that_of_numpy_histogram(features: np.ndarray, bins: int, nor
     np.testing.assert_allclose(found, reference.channel_entropy(features, bins, normalize=normalize), rtol=1e-12)
 
 
+@pytest.mark.skipif(np.__version__.startswith("1."), reason="NumPy 1 rounds values on bin edges in another way")
 def test_entropy_counts_values_on_bin_edges_as_numpy_does() -> None:
     features = np.repeat(np.arange(31, dtype=np.float32)[:, None] / 10, 2, axis=1)
     found = channels.channel_entropy(features, 30, normalize=False)

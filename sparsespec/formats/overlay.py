@@ -127,7 +127,7 @@ def _reduced(
     if shrink == 1.0:
         return np.ascontiguousarray(eight_bits), labels.astype(np.int64)
     size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-    photo = Image.fromarray(np.ascontiguousarray(eight_bits)).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    photo = Image.fromarray(np.ascontiguousarray(eight_bits)).resize(size, Image.Resampling.HAMMING, reducing_gap=3.0)
     rows = ((np.arange(size[1]) + 0.5) * (height / size[1])).astype(np.intp)
     columns = ((np.arange(size[0]) + 0.5) * (width / size[0])).astype(np.intp)
     return np.array(photo), labels[rows[:, None], columns].astype(np.int64)
