@@ -196,38 +196,46 @@ def _best_sweep(indptr, indices, data, tokens, local, degree, vector, inside):
 
 @kernel()
 def _order_by_component(indptr, indices, tokens, local, bounds):
-    """Reorder tokens so that each connected component is one run; fill bounds with the runs' ends, return how many."""
+    """Reorder sorted tokens so that each connected component is one sorted run; fill bounds with the runs' ends.
+
+    Returns how many there are.
+    """
     n = tokens.size
     for i in range(n):
         local[tokens[i]] = i
-    seen = np.zeros(n, np.bool_)
-    queue = np.empty(n, tokens.dtype)
-    filled, count = 0, 0
+    component = np.full(n, -1, np.int64)
+    queue = np.empty(n, np.int64)
+    count = 0
     for start in range(n):
-        if seen[start]:
+        if component[start] >= 0:
             continue
-        seen[start] = True
-        queue[filled] = tokens[start]
-        head = filled
-        filled += 1
+        component[start] = count
+        queue[0] = start
+        head, filled = 0, 1
         while head < filled:
-            token = queue[head]
+            token = tokens[queue[head]]
             head += 1
             for e in range(indptr[token], indptr[token + 1]):
                 j = local[indices[e]]
-                if j >= 0 and not seen[j]:
-                    seen[j] = True
-                    queue[filled] = indices[e]
+                if j >= 0 and component[j] < 0:
+                    component[j] = count
+                    queue[filled] = j
                     filled += 1
         bounds[count] = filled
         count += 1
     for i in range(n):
         local[tokens[i]] = -1
-    begin = 0
-    for c in range(count):
-        queue[begin : bounds[c]].sort()
-        begin = bounds[c]
-    tokens[:] = queue
+    # Sizes become ends; counting from the back fills each run from its end.
+    for c in range(1, count):
+        bounds[c] += bounds[c - 1]
+    if count > 1:
+        ordered = tokens.copy()
+        for i in range(n - 1, -1, -1):
+            bounds[component[i]] -= 1
+            tokens[bounds[component[i]]] = ordered[i]
+        for c in range(count - 1):
+            bounds[c] = bounds[c + 1]
+        bounds[count - 1] = n
     return count
 
 
@@ -331,13 +339,20 @@ def split_tree(indptr, indices, data, region, birth_of_region, largest_cut, tole
             cuts[node] = value
             if value <= largest_cut:
                 kept = mine.copy()
+                first_side = np.zeros(n, np.bool_)
+                first_side[order[:position]] = True
+                below, above = 0, position
                 for i in range(n):
-                    mine[i] = kept[order[i]]
+                    if first_side[i]:
+                        mine[below] = kept[i]
+                        below += 1
+                    else:
+                        mine[above] = kept[i]
+                        above += 1
                 for side in range(2):
                     left = start if side == 0 else start + position
                     right = start + position if side == 0 else end
                     part = tokens[left:right]
-                    part.sort()
                     count = _order_by_component(indptr, indices, part, local, bounds)
                     begin = left
                     for c in range(count):
