@@ -111,8 +111,8 @@ class Segmenter:
         A registry name, the path of an .onnx file made by :mod:`sparsespec.models.build`, or a
         :class:`~sparsespec.backbone.Backbone`.
     n_instances
-        None decides from the image, and 0 is a valid answer; an int gives exactly so many; with
-        ``method="paper"`` fewer where its foreground has fewer tokens that differ.
+        None decides from the image, and 0 is a valid answer; an int gives exactly so many (``method="paper"`` fewer,
+        where its foreground has fewer tokens that differ).
     method
         "sparse", or "paper" for the published method step by step on dense matrices, which needs ``n_instances``.
     rng
@@ -210,11 +210,8 @@ class Segmenter:
                 f"{tokens.grid[0]} x {tokens.grid[1]} tokens holds at most {available} instances"
             )
         run = self._sparse if self._method == "sparse" else self._paper
-        found, certainty, details = run(pixels, tokens, clock)
-        labels, scores, boxes, order = _in_order(found, certainty)
-        for name in ("eigenvalues", "residuals"):
-            if self._method == "sparse":
-                details[name] = [details[name][k] for k in order]
+        found = run(pixels, tokens, clock)
+        labels, scores, boxes, order = _in_order(found.labels, found.scores)
         info = {
             "version": __version__,
             "model": tokens.info["model"],
@@ -223,14 +220,13 @@ class Segmenter:
             "grid": list(tokens.grid),
             "tokens": tokens.grid[0] * tokens.grid[1],
             "tiles": tokens.info["tiles"],
-            **details,
+            **found.details,
+            **{name: [values[k] for k in order] for name, values in found.of_each.items()},
             "seconds": clock.seconds(),
         }
         return Segmentation(labels, scores, boxes, info)
 
-    def _sparse(
-        self, pixels: npt.NDArray[np.float32], tokens: TokenFeatures, clock: _Clock
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64], dict[str, Any]]:
+    def _sparse(self, pixels: npt.NDArray[np.float32], tokens: TokenFeatures, clock: _Clock) -> _Found:
         settings, grid = self._settings, tokens.grid
         kinds = (tokens.keys, tokens.queries, tokens.values)
 
@@ -283,15 +279,12 @@ class Segmenter:
             "solver": "amg-lobpcg and inverse iteration" if record.large else "inverse iteration",
             "cuts": record.cuts,
             "iterations": record.iterations,
-            "eigenvalues": [value for value, _ in fiedler],
-            "residuals": [residual for _, residual in fiedler],
             "largest_residual": record.largest_residual,
         }
-        return labels, scores, details
+        of_each = {"eigenvalues": [value for value, _ in fiedler], "residuals": [residual for _, residual in fiedler]}
+        return _Found(labels, scores, details, of_each)
 
-    def _paper(
-        self, pixels: npt.NDArray[np.float32], tokens: TokenFeatures, clock: _Clock
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64], dict[str, Any]]:
+    def _paper(self, pixels: npt.NDArray[np.float32], tokens: TokenFeatures, clock: _Clock) -> _Found:
         with clock("foreground"):
             mask = paper.foreground(tokens.keys, tokens.grid)
         with clock("instances"):
@@ -310,7 +303,7 @@ class Segmenter:
         }
         # The published method ranks by nothing; the share of the foreground is at least an order.
         sizes = np.array([m.sum() for m in token_masks], np.float64)
-        return labels, sizes / max(sizes.sum(), 1), details
+        return _Found(labels, sizes / max(sizes.sum(), 1), details)
 
 
 def segment(image: npt.ArrayLike, **options: Any) -> Segmentation:
@@ -335,6 +328,16 @@ def segment(image: npt.ArrayLike, **options: Any) -> Segmentation:
         As :class:`Segmenter` and its call.
     """
     return Segmenter(**options)(image)
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What a method found: pixels labelled 1..n in the order of its masks, and numbers about each mask."""
+
+    labels: npt.NDArray[np.int32]
+    scores: npt.NDArray[np.float64]
+    details: dict[str, Any]
+    of_each: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass
