@@ -284,6 +284,9 @@ class Backbone:
 
 
 def _open_session(path: str, asked: tuple[str, ...] | None, threads: int) -> Any:
+    # From 1.29 on ONNX Runtime reports each session to its maker, hashes of the model included, unless this is set
+    # before it is loaded. Nobody who segments photographs expects that; a value that is set already is left alone.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:
@@ -291,6 +294,8 @@ def _open_session(path: str, asked: tuple[str, ...] | None, threads: int) -> Any
             f"ONNX Runtime is needed to run a model and can't be imported ({error}); "
             "install it with: pip install onnxruntime (or onnxruntime-gpu, onnxruntime-directml)"
         ) from error
+    if os.environ["ORT_DISABLE_TELEMETRY"] != "0" and hasattr(onnxruntime, "disable_telemetry_events"):
+        onnxruntime.disable_telemetry_events()  # for a process that had loaded it before
     available = onnxruntime.get_available_providers()
     if asked is None:
         own = {"darwin": ["CoreMLExecutionProvider"], "win32": ["DmlExecutionProvider"]}.get(sys.platform, [])

@@ -8,6 +8,8 @@ import pytest
 
 # Several test processes with threads of their own for small matrices wait for each other most of the time.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Some tests import ONNX Runtime themselves.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # The installed package is tested, also by processes that tests start, and not the checkout around it (which
 # "python -m pytest" puts first): there, cli/ and models/ are not yet where they are imported from.
 _CHECKOUT = Path(__file__).resolve().parents[1]

@@ -500,3 +500,25 @@ def test_without_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_importing_the_module_does_not_import_onnx_runtime() -> None:
     code = "import sys, sparsespec.backbone; sys.exit('onnxruntime' in sys.modules or 'onnx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(("given", "seen"), [(None, "1"), ("0", "0")])
+def test_telemetry_is_off_before_onnx_runtime_loads(given: str | None, seen: str) -> None:
+    code = """
+import importlib.abc, os, sys
+
+class Watch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "onnxruntime":
+            print(os.environ.get("ORT_DISABLE_TELEMETRY"))
+
+sys.meta_path.insert(0, Watch())
+from sparsespec.backbone import Backbone
+Backbone().providers
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    if given is not None:
+        environment["ORT_DISABLE_TELEMETRY"] = given
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [seen]
