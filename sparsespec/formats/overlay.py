@@ -144,6 +144,11 @@ def _tinted_and_outlined(
     # Row 0 is the rim: what the background is mixed with next to an instance.
     table = np.concatenate([_CASING[None], colours.astype(np.float32)])
     line = _line_width(photo.shape)
+    # Only the part that holds instances is worked on, with room for the outlines.
+    rows, columns = (np.flatnonzero(labels.any(axis=axis)) for axis in (1, 0))
+    part = tuple(slice(max(0, int(found[0]) - line - 2), int(found[-1]) + line + 3) for found in (rows, columns))
+    result = photo.copy()
+    photo, labels = photo[part], labels[part]
     border = _border(labels)
     stroke = _soft(_grown(border, line - 1))
     rim = _soft(_grown(border, line // 2)) * _CASING_STRENGTH
@@ -151,8 +156,9 @@ def _tinted_and_outlined(
     touched = np.flatnonzero(strength)
     pixels = photo.reshape(-1, 3)[touched].astype(np.float32)
     pixels += (table[labels.ravel()[touched]] - pixels) * strength[touched, None]
-    result = photo.copy()
-    result.reshape(-1, 3)[touched] = np.rint(pixels).astype(np.uint8)
+    drawn = photo.reshape(-1, 3).copy()
+    drawn[touched] = np.rint(pixels).astype(np.uint8)
+    result[part] = drawn.reshape(photo.shape)
     return result
 
 
