@@ -191,7 +191,7 @@ def deviation_channel_reduction(features: npt.ArrayLike, keep: int = 60) -> Inde
 
 
 def instance_channels(features: npt.ArrayLike, keep: float = 1 / 3, keep_deviation: int = 60) -> FloatArray:
-    """Restrict features to the channels that tell instances apart: NCR, unit length, then DCR (paper section 3.2).
+    """Restrict features to the channels that tell instances apart: NCR, unit length, then DCR.
 
     Parameters
     ----------

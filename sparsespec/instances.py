@@ -145,7 +145,7 @@ class RegionCutter:
     def tree(
         self, tokens: TokenArray, largest_cut: float, birth: float = 0.0
     ) -> Iterator[tuple[TokenArray, float, float]]:
-        """All regions that recursive cuts make of a connected region, with the thresholds between which each exists.
+        """All regions that recursive cuts make of a region, its connected parts first, each with its thresholds.
 
         Yields
         ------
@@ -154,7 +154,7 @@ class RegionCutter:
         """
         if tokens.size > self._large_region:
             # A stack of our own: where cuts peel off a little at a time, the interpreter's would overflow.
-            pending = [(tokens, birth)]
+            pending = [(part, birth) for part in reversed(self.components(tokens))]
             while pending:
                 region, region_birth = pending.pop()
                 if region.size <= self._large_region:
@@ -264,8 +264,7 @@ def propose(
                 if key not in trees:
                     trees[key] = [
                         (tokens.tobytes(), int(np.count_nonzero((birth <= levels) & (levels < cut))))
-                        for piece in cutter.components(region)
-                        for tokens, birth, cut in cutter.tree(piece, float(levels[-1]))
+                        for tokens, birth, cut in cutter.tree(region, float(levels[-1]))
                         if tokens.size >= min_tokens
                     ]
                 for region_key, times in trees[key]:

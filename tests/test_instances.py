@@ -86,9 +86,7 @@ def one_partition(weights: np.ndarray, region: np.ndarray, threshold: float) -> 
             continue
         if tokens.size > 1:
             vectors = reference.fiedler_plane(inner)[1].T
-            cut, side = min(
-                (reference.best_sweep(inner, v) for v in vectors[: None if tokens.size > 3 else 1]), key=lambda c: c[0]
-            )
+            cut, side = min((reference.best_sweep(inner, v) for v in vectors), key=lambda c: c[0])
             if cut <= threshold:
                 waiting += [tokens[side], tokens[~side]]
                 continue

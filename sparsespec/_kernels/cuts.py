@@ -111,7 +111,8 @@ def _fiedler(indptr, indices, data, tokens, local, degree, tolerance):
                 band[i, j - i + width] = -data[e] * inverse_root[i] * inverse_root[j]
     _factor_band(band, first, n, width)
 
-    # Position along the two axes of the ordering is close to the smooth vectors we look for: a warm start at no cost.
+    # Position along the ordering is close to the smoothest vector of a long region; the second start has a share of
+    # every eigenvector, and neither draws a random number.
     a, b = np.empty(n), np.empty(n)
     la, lb = np.empty(n), np.empty(n)
     for i in range(n):
@@ -195,6 +196,20 @@ def _best_sweep(indptr, indices, data, tokens, local, degree, vector, inside):
 
 
 @kernel()
+def _best_of_sweeps(indptr, indices, data, tokens, local, degree, vectors):
+    """Cut a region along whichever of the vectors' orders has the smallest normalised cut, as _best_sweep does."""
+    inside = np.empty(tokens.size, np.bool_)
+    value, order, position = _best_sweep(indptr, indices, data, tokens, local, degree, vectors[0], inside)
+    for k in range(1, vectors.shape[0]):
+        other, other_order, other_position = _best_sweep(
+            indptr, indices, data, tokens, local, degree, vectors[k], inside
+        )
+        if other < value:
+            value, order, position = other, other_order, other_position
+    return value, order, position
+
+
+@kernel()
 def _order_by_component(indptr, indices, tokens, local, bounds):
     """Reorder sorted tokens so that each connected component is one sorted run; fill bounds with the runs' ends.
 
@@ -260,16 +275,10 @@ def cut_region(indptr, indices, data, mine, local, tolerance):
 
     The tokens ``mine[order[:position]]`` are one side.
     """
-    n = mine.size
-    inside = np.empty(n, np.bool_)
     degree = _enter(indptr, indices, data, mine, local)
     vectors, eigenvalue, residual, ran = _fiedler(indptr, indices, data, mine, local, degree, tolerance)
-    value, order, position = _best_sweep(indptr, indices, data, mine, local, degree, vectors[0], inside)
-    if n > 3:
-        other, other_order, other_position = _best_sweep(indptr, indices, data, mine, local, degree, vectors[1], inside)
-        if other < value:
-            value, order, position = other, other_order, other_position
-    for i in range(n):
+    value, order, position = _best_of_sweeps(indptr, indices, data, mine, local, degree, vectors)
+    for i in range(mine.size):
         local[mine[i]] = -1
     return value, order, position, eigenvalue, residual, ran
 
@@ -278,15 +287,9 @@ def cut_region(indptr, indices, data, mine, local, tolerance):
 def sweep_region(indptr, indices, data, mine, local, vectors):
     # as cut_region, with (k, n) float64 random-walk eigenvectors from elsewhere -> value, order, position
     """Smallest normalised cut of a connected region along any of the given vectors."""
-    n = mine.size
-    inside = np.empty(n, np.bool_)
     degree = _enter(indptr, indices, data, mine, local)
-    value, order, position = _best_sweep(indptr, indices, data, mine, local, degree, vectors[0], inside)
-    for k in range(1, vectors.shape[0]):
-        other, other_order, other_position = _best_sweep(indptr, indices, data, mine, local, degree, vectors[k], inside)
-        if other < value:
-            value, order, position = other, other_order, other_position
-    for i in range(n):
+    value, order, position = _best_of_sweeps(indptr, indices, data, mine, local, degree, vectors)
+    for i in range(mine.size):
         local[mine[i]] = -1
     return value, order, position
 

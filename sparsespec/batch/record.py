@@ -174,12 +174,10 @@ def machine() -> dict[str, Any]:
 
 def jsonable(value: Any) -> Any:
     """Bring a value to what JSON knows: NumPy numbers and arrays, paths and tuples; NaN and infinity become null."""
-    if value is None or isinstance(value, (str, bool)):
-        return value
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, (bool, int)):
-        return int(value) if not isinstance(value, bool) else value
+    if value is None or isinstance(value, (str, int)):
+        return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, np.ndarray):

@@ -91,7 +91,7 @@ class ImageScore:
 def score_image(predicted: npt.NDArray[np.integer], truth: npt.NDArray[np.integer]) -> ImageScore:
     """Compare one predicted label image with the true one.
 
-    The matching is the paper's (section 4): the assignment with the largest summed IoU, each instance used once.
+    Instances are matched by the assignment with the largest summed IoU, each used once (Hungarian matching).
 
     Parameters
     ----------

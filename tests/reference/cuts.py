@@ -50,7 +50,7 @@ def split_tree(
             return
         inner = weights[np.ix_(tokens, tokens)]
         _, vectors = fiedler_plane(inner)
-        cuts = [best_sweep(inner, vectors[:, c]) for c in range(vectors.shape[1] if tokens.size > 3 else 1)]
+        cuts = [best_sweep(inner, vectors[:, c]) for c in range(vectors.shape[1])]
         cut, side = min(cuts, key=lambda pair: pair[0])
         out.append((frozenset(tokens.tolist()), birth, cut))
         if cut <= largest_cut:
