@@ -42,6 +42,8 @@ class Settings:
         as one over that side.
     min_votes
         Consensus below which a region is no instance, in [0, 1].
+    min_votes_left
+        The same for what a region has left after better ones took their part of it.
     min_contrast
         Objectness above the background's below which a region is texture, as a difference of cosines.
     filter_radius, filter_eps
@@ -59,6 +61,7 @@ class Settings:
     thresholds: tuple[float, ...] = tuple(float(t) for t in np.linspace(-0.5, 2.0, 9))
     cut_thresholds: tuple[float, ...] = (0.02, 0.04, 0.08)
     min_votes: float = 0.36
+    min_votes_left: float = 0.3
     min_contrast: float = 0.04
     filter_radius: float = 2.0
     filter_eps: float = 1e-4
@@ -252,6 +255,7 @@ class Segmenter:
             )
             masks = instances.select(candidates, min_votes=settings.min_votes, n_instances=self._n_instances)
             if self._n_instances is None:
+                masks = masks[candidates.votes(masks) >= settings.min_votes_left]
                 masks = masks[foreground.contrast(masks, np.mean(objectness, axis=0)) >= settings.min_contrast]
             elif len(masks) < self._n_instances:
                 masks = instances.split_until(masks, self._n_instances, cutter)
