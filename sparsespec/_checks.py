@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -31,12 +33,8 @@ def check_features(features: npt.ArrayLike, *, name: str = "features") -> npt.ND
         )
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{name} must hold real numbers; its dtype is {array.dtype}")
-    bad = [
-        start + row
-        # In slices, so that the comparison needs no second array of this size.
-        for start in range(0, len(array), 1024)
-        for row in np.flatnonzero(~(np.abs(array[start : start + 1024]) <= LARGEST).all(axis=1))
-    ]
+    # Two passes without an array of their own; NaN fails the comparisons. Rows are looked at only to name them.
+    bad = [] if array.min() >= -LARGEST and array.max() <= LARGEST else _bad_rows(array)
     if bad:
         shown = ", ".join(str(row) for row in bad[:5]) + (", ..." if len(bad) > 5 else "")
         raise ValueError(
@@ -44,6 +42,15 @@ def check_features(features: npt.ArrayLike, *, name: str = "features") -> npt.ND
             f"{len(bad)} of {len(array)} rows hold NaN, infinity or larger values: rows {shown}"
         )
     return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _bad_rows(array: npt.NDArray[Any]) -> list[int]:
+    return [
+        start + int(row)
+        # In slices, so that the comparison needs no second array of this size.
+        for start in range(0, len(array), 1024)
+        for row in np.flatnonzero(~(np.abs(array[start : start + 1024]) <= LARGEST).all(axis=1))
+    ]
 
 
 def check_grid(grid: tuple[int, int], n_tokens: int, *, name: str = "grid") -> tuple[int, int]:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from sparsespec._checks import check_count, check_features
 from sparsespec._kernels import channels as kernels
+from sparsespec._kernels._compile import parallel_region
 
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.intp]
@@ -39,7 +40,35 @@ def normalize_tokens(features: npt.ArrayLike) -> FloatArray:
         Not an (N, C) array with at least one row and column, or a value that is NaN, infinite or beyond 1e15.
     """
     array = check_features(features)
-    return array / _token_norms(array)[:, None]
+    n_channels = array.shape[1]
+    out = np.empty_like(array)
+    with parallel_region():
+        kernels.unit_tokens(array, np.arange(n_channels), out)
+    return out
+
+
+def token_norms(features: npt.ArrayLike) -> FloatArray:
+    """Euclidean length of every token; 1 for a token of zeros, which dividing is to leave as it is.
+
+    Parameters
+    ----------
+    features
+        (N, C) real numbers, taken as float32.
+
+    Returns
+    -------
+    (N,) float32 array
+
+    Raises
+    ------
+    ValueError
+        As :func:`normalize_tokens`.
+    """
+    array = check_features(features)
+    norms = np.empty(len(array), np.float32)
+    with parallel_region():
+        kernels.token_norms(array, norms)
+    return norms
 
 
 def channel_entropy(features: npt.ArrayLike, bins: int = 30, *, normalize: bool = True) -> npt.NDArray[np.float64]:
@@ -84,12 +113,12 @@ def channel_entropy(features: npt.ArrayLike, bins: int = 30, *, normalize: bool 
     array = check_features(features)
     bins = check_count(bins, name="bins")
     n_tokens, n_channels = array.shape
-    norms = _token_norms(array) if normalize else np.ones(n_tokens, np.float32)
-    lowest = np.empty(n_channels, np.float32)
-    highest = np.empty(n_channels, np.float32)
-    kernels.channel_range(array, norms, lowest, highest)
+    norms = np.ones(n_tokens, np.float32)
     counts = np.zeros((n_channels, bins), np.int64)
-    kernels.channel_histogram(array, norms, _bin_edges(lowest, highest, bins), counts)
+    with parallel_region():
+        if normalize:
+            kernels.token_norms(array, norms)
+        kernels.channel_histogram(array, norms, counts)
 
     share = (counts if normalize else counts + SMOOTHING) / (n_tokens * n_channels)
     occupied = share > 0
@@ -157,11 +186,15 @@ def channel_deviation(features: npt.ArrayLike) -> npt.NDArray[np.float64]:
         ``features`` isn't an (N, C) array with at least one row and column or holds NaN, infinity or a value beyond
         1e15.
     """
-    array = check_features(features)
+    return _deviation(check_features(features))
+
+
+def _deviation(array: FloatArray) -> npt.NDArray[np.float64]:
     n_tokens, n_channels = array.shape
     sums = np.empty(n_channels, np.float64)
     squares = np.empty(n_channels, np.float64)
-    kernels.channel_moments(array, sums, squares)
+    with parallel_region():
+        kernels.channel_moments(array, sums, squares)
     variance = (squares - sums * sums / n_tokens) / max(n_tokens - 1, 1)
     return np.asarray(np.sqrt(np.maximum(variance, 0.0)))
 
@@ -213,29 +246,9 @@ def instance_channels(features: npt.ArrayLike, keep: float = 1 / 3, keep_deviati
         As the two reductions.
     """
     array = check_features(features)
-    quiet = normalize_tokens(array[:, noise_channel_reduction(array, keep, normalize=False)])
-    return np.ascontiguousarray(quiet[:, deviation_channel_reduction(quiet, keep_deviation)])
-
-
-def _token_norms(features: FloatArray) -> FloatArray:
-    """Lengths of the tokens; 1 for tokens of zeros, which are to stay as they are."""
-    norms = np.empty(len(features), np.float32)
-    # In slices: the squares of all tokens at once would be a second array of the features' size.
-    for start in range(0, len(features), 512):
-        part = features[start : start + 512]
-        norms[start : start + 512] = np.sqrt((part * part).sum(axis=1))
-    norms[norms == 0] = 1
-    return norms
-
-
-def _bin_edges(lowest: FloatArray, highest: FloatArray, bins: int) -> FloatArray:
-    """(C, bins + 1) edges in float32, rounded as ``numpy.histogram`` does."""
-    constant = lowest == highest
-    # A constant channel has no width; give it one, so that it fills a single bin.
-    half = np.maximum(np.float32(0.5), np.abs(lowest) * np.float32(1e-3))
-    lowest = np.where(constant, lowest - half, lowest)
-    highest = np.where(constant, highest + half, highest)
-    step = (highest - lowest) / np.float32(bins)
-    edges = np.arange(bins + 1, dtype=np.float32) * step[:, None] + lowest[:, None]
-    edges[:, -1] = highest
-    return np.asarray(edges)
+    kept = noise_channel_reduction(array, keep, normalize=False)
+    quiet = np.empty((len(array), kept.size), np.float32)
+    with parallel_region():
+        kernels.unit_tokens(array, kept, quiet)
+    loud = np.argsort(-_deviation(quiet), kind="stable")[: check_count(keep_deviation, name="keep_deviation")]
+    return np.take(quiet, loud, axis=1)

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array, diags_array, eye_array
-from scipy.sparse.linalg import cg
+from scipy.sparse import csr_array
 
-from sparsespec.channels import normalize_tokens
+from sparsespec._kernels import smoothing as kernels
+from sparsespec._kernels._compile import parallel_region
+from sparsespec.channels import normalize_tokens, token_norms
 
 FloatArray = npt.NDArray[np.floating]
+
+# Of the right-hand side, where the smoothing of a map stops; what is thresholded afterwards needs no more.
+_TOLERANCE = 1e-6
+_MOST_ITERATIONS = 500
 
 
 def border_tokens(grid: tuple[int, int]) -> npt.NDArray[np.intp]:
@@ -41,7 +46,7 @@ def background_prototypes(
     Parameters
     ----------
     features
-        (N, C) array of unit rows, row-major over the grid.
+        (N, C) array, row-major over the grid; the length of a row doesn't matter.
     grid
         (h, w), h w = N.
     n_prototypes
@@ -53,7 +58,7 @@ def background_prototypes(
     -------
     (n_prototypes, C) float32 array of unit rows
     """
-    border = np.asarray(features, dtype=np.float32)[border_tokens(grid)]
+    border = normalize_tokens(np.asarray(features, dtype=np.float32)[border_tokens(grid)])
     centres = normalize_tokens(border.mean(axis=0, keepdims=True))
     while centres.shape[0] < n_prototypes:
         nearest = (border @ centres.T).max(axis=1)
@@ -77,7 +82,7 @@ def border_contrast(features: FloatArray, grid: tuple[int, int], n_prototypes: i
     Parameters
     ----------
     features
-        (N, C) array of unit rows, row-major over the grid.
+        (N, C) array, row-major over the grid; the length of a row doesn't matter.
     grid
         (h, w), h w = N.
     n_prototypes
@@ -86,23 +91,26 @@ def border_contrast(features: FloatArray, grid: tuple[int, int], n_prototypes: i
     Returns
     -------
     (N,) float32 array
-        0 for a token that is a prototype, 1 for one unrelated to all of them.
+        0 for a token that is a prototype, 1 for one unrelated to all of them, or of zeros.
     """
     features = np.asarray(features, dtype=np.float32)
     prototypes = background_prototypes(features, grid, n_prototypes)
-    return np.asarray(1 - (features @ prototypes.T).max(axis=1), dtype=np.float32)
+    # Scaled afterwards: unit copies of all tokens would take longer than the products.
+    likeness = (features @ prototypes.T).max(axis=1)
+    return np.asarray(1 - likeness / token_norms(features), dtype=np.float32)
 
 
 def smooth(values: FloatArray, affinity: csr_array, strength: float = 3.0) -> npt.NDArray[np.float64]:
-    """Average a map over like neighbours: solve (I + strength (D - W)) x = values.
+    """Average maps over like neighbours: solve (I + strength (D - W)) x = values.
 
     The matrix is sparse, symmetric and positive definite with a condition number of at most 1 + 2 strength max(D), so
-    conjugate gradients need a few dozen products whatever the number of tokens.
+    conjugate gradients need a few dozen products whatever the number of tokens. They stop at a residual of 1e-6 of the
+    right-hand side.
 
     Parameters
     ----------
     values
-        (N,) array.
+        (N,) array, or (N, m) for m maps at once.
     affinity
         (N, N) symmetric affinity W of neighbouring tokens, weights in [0, 1].
     strength
@@ -110,14 +118,39 @@ def smooth(values: FloatArray, affinity: csr_array, strength: float = 3.0) -> np
 
     Returns
     -------
-    (N,) float64 array
+    float64 array
+        Of the shape of ``values``.
+
+    Raises
+    ------
+    ValueError
+        ``values`` doesn't have one row per token, or ``strength`` is negative or not finite.
     """
-    degrees = np.asarray(affinity.sum(axis=1)).ravel()
-    matrix = eye_array(affinity.shape[0]) + strength * (diags_array(degrees) - affinity)
-    inverse = diags_array(1 / matrix.diagonal())
-    values = np.asarray(values, dtype=np.float64)
-    solution, _ = cg(matrix.tocsr(), values, x0=values, rtol=1e-6, maxiter=500, M=inverse)
-    return np.asarray(solution)
+    if not (np.isfinite(strength) and strength >= 0):
+        raise ValueError(f"strength must be a number of at least 0, not {strength!r}")
+    right = np.asarray(values, dtype=np.float64)
+    if right.ndim not in (1, 2) or len(right) != affinity.shape[0]:
+        raise ValueError(
+            f"values must be (N,) or (N, m) with N = {affinity.shape[0]}, the tokens of affinity; not {right.shape}"
+        )
+    rows = np.ascontiguousarray(right.reshape(len(right), -1).T)
+    solution = rows.copy()
+    graph = csr_array(affinity)
+    weights = graph.data.astype(np.float64, copy=False)
+    iterations = np.empty(len(rows), np.int64)
+    with parallel_region():
+        kernels.diffuse(
+            graph.indptr,
+            graph.indices,
+            weights,
+            float(strength),
+            _TOLERANCE,
+            _MOST_ITERATIONS,
+            rows,
+            solution,
+            iterations,
+        )
+    return solution.T.reshape(right.shape)
 
 
 def standardise(values: FloatArray) -> npt.NDArray[np.float64]:

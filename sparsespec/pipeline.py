@@ -241,13 +241,10 @@ class Segmenter:
             smoothing_graph = graph.copy()
             smoothing_graph.data **= ratio
         with clock("foreground"):
-            objectness = [
-                foreground.border_contrast(channels.normalize_tokens(f), grid, settings.prototypes) for f in kinds
-            ]
-            maps = [
-                (foreground.smooth(foreground.standardise(m), smoothing_graph, settings.smoothing), settings.thresholds)
-                for m in objectness
-            ]
+            objectness = [foreground.border_contrast(f, grid, settings.prototypes) for f in kinds]
+            standard = np.column_stack([foreground.standardise(m) for m in objectness])
+            smoothed = foreground.smooth(standard, smoothing_graph, settings.smoothing)
+            maps = [(column, settings.thresholds) for column in smoothed.T]
         with clock("instances"):
             cutter = instances.RegionCutter(graph, grid)
             candidates = instances.propose(

@@ -254,7 +254,11 @@ def test_instance_channels_of_one_token_and_of_equal_tokens() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((0.0,), "keep must be a share"), ((1 / 3, 0), "keep must be an integer"), ((1 / 3, True), "keep must be")],
+    [
+        ((0.0,), "keep must be a share"),
+        ((1 / 3, 0), "keep_deviation must be an integer"),
+        ((1 / 3, True), "keep_deviation must be"),
+    ],
 )
 def test_instance_channels_validate(features: np.ndarray, arguments: tuple[float, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):

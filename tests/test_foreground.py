@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, eye_array
 
 from sparsespec import foreground
 from sparsespec.affinity import grid_edges
@@ -145,6 +145,51 @@ def test_smoothing_keeps_the_sum_and_constants() -> None:
 
 
 # Statistics
+
+
+def test_several_maps_are_smoothed_as_each_alone() -> None:
+    graph = random_graph((6, 9))
+    maps = np.random.default_rng(4).standard_normal((54, 5)) * [1, 10, 0, 1e-6, 1e6]
+    found = foreground.smooth(maps, graph, 3.0)
+    assert found.shape == maps.shape
+    for column, one in zip(found.T, maps.T, strict=True):
+        assert np.array_equal(column, foreground.smooth(one, graph, 3.0))
+
+
+def test_a_self_loop_smooths_nothing() -> None:
+    graph = random_graph((6, 9))
+    values = np.random.default_rng(5).standard_normal(54)
+    looped = csr_array(graph + 0.7 * eye_array(54))
+    np.testing.assert_allclose(foreground.smooth(values, looped), foreground.smooth(values, graph), atol=1e-5)
+
+
+@pytest.mark.parametrize("strength", [-1.0, np.nan, np.inf])
+def test_smoothing_wants_a_strength(strength: float) -> None:
+    with pytest.raises(ValueError, match="strength must be a number of at least 0"):
+        foreground.smooth(np.zeros(54), random_graph((6, 9)), strength)
+
+
+@pytest.mark.parametrize("shape", [(53,), (2, 54), (54, 1, 1)])
+def test_smoothing_wants_a_row_for_each_token(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"values must be \(N,\) or \(N, m\) with N = 54"):
+        foreground.smooth(np.zeros(shape), random_graph((6, 9)))
+
+
+def test_the_length_of_a_token_does_not_matter_to_its_contrast() -> None:
+    rng = np.random.default_rng(6)
+    features = rng.standard_normal((54, 7)).astype(np.float32)
+    scaled = features * rng.uniform(0.1, 10, (54, 1)).astype(np.float32)
+    np.testing.assert_allclose(
+        foreground.border_contrast(scaled, (6, 9)), foreground.border_contrast(features, (6, 9)), atol=2e-6
+    )
+
+
+def test_a_token_of_zeros_is_unrelated_to_the_border() -> None:
+    features = np.ones((54, 3), np.float32)
+    features[22] = 0
+    contrast = foreground.border_contrast(features, (6, 9))
+    assert contrast[22] == 1
+    np.testing.assert_allclose(np.delete(contrast, 22), 0, atol=1e-6)
 
 
 def test_standardise() -> None:

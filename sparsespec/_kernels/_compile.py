@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _parallel_lock = threading.Lock()
+# Asking the operating system takes longer than the smaller kernels run.
+_granted = functools.cache(available_cpus)
 
 
 def kernel(*, parallel: bool = False, fastmath: bool = False) -> Callable[[_Function], _Function]:
@@ -55,7 +58,7 @@ def parallel_region(threads: int | None = None) -> Iterator[None]:
     """
     with _parallel_lock:
         before = numba.get_num_threads()
-        numba.set_num_threads(max(1, min(threads or available_cpus(), numba.config.NUMBA_NUM_THREADS)))
+        numba.set_num_threads(max(1, min(threads or _granted(), numba.config.NUMBA_NUM_THREADS)))
         try:
             yield
         finally:

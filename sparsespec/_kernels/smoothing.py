@@ -1,0 +1,72 @@
+"""Diffusion of maps over a sparse graph by conjugate gradients."""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from sparsespec._kernels._compile import kernel
+
+
+@kernel(fastmath=True)
+def _dot(a, b):  # float64[N], float64[N] -> float64
+    total = 0.0
+    for i in range(a.size):
+        total += a[i] * b[i]
+    return total
+
+
+@kernel()
+def _apply(indptr, indices, data, diagonal, strength, x, out):
+    # (I + strength (D - W)) x, with I + strength D on the diagonal
+    for i in range(x.size):
+        total = 0.0
+        for e in range(indptr[i], indptr[i + 1]):
+            total += data[e] * x[indices[e]]
+        out[i] = diagonal[i] * x[i] - strength * total
+
+
+@kernel()
+def _conjugate_gradients(indptr, indices, data, diagonal, strength, tolerance, most, right, x):
+    n = x.size
+    r, z, p, q = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
+    _apply(indptr, indices, data, diagonal, strength, x, r)
+    for i in range(n):
+        r[i] = right[i] - r[i]
+        z[i] = r[i] / diagonal[i]
+        p[i] = z[i]
+    rz = _dot(r, z)
+    enough = tolerance * tolerance * _dot(right, right)
+    iteration = 0
+    while iteration < most and _dot(r, r) > enough:
+        iteration += 1
+        _apply(indptr, indices, data, diagonal, strength, p, q)
+        step = rz / _dot(p, q)
+        for i in range(n):
+            x[i] += step * p[i]
+            r[i] -= step * q[i]
+            z[i] = r[i] / diagonal[i]
+        before, rz = rz, _dot(r, z)
+        for i in range(n):
+            p[i] = z[i] + rz / before * p[i]
+    return iteration
+
+
+@kernel(parallel=True)
+def diffuse(indptr, indices, data, strength, tolerance, most, right, x, iterations):
+    # int[N + 1], int[E], float64[E], float, float, int, float64[m, N], float64[m, N], int64[m] -> x, iterations in place
+    """Solve (I + strength (D - W)) x = right for each row, from the given x, with a diagonal preconditioner.
+
+    Rows stop at a residual of `tolerance` of their right-hand side, or after `most` iterations.
+    """
+    n = indptr.size - 1
+    diagonal = np.empty(n)
+    for i in range(n):
+        degree = 0.0
+        for e in range(indptr[i], indptr[i + 1]):
+            degree += data[e]
+        diagonal[i] = 1.0 + strength * degree
+    for row in numba.prange(right.shape[0]):
+        iterations[row] = _conjugate_gradients(
+            indptr, indices, data, diagonal, strength, tolerance, most, right[row], x[row]
+        )
