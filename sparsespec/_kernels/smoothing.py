@@ -54,7 +54,7 @@ def _conjugate_gradients(indptr, indices, data, diagonal, strength, tolerance, m
 
 @kernel(parallel=True)
 def diffuse(indptr, indices, data, strength, tolerance, most, right, x, iterations):
-    # int[N + 1], int[E], float64[E], float, float, int, float64[m, N], float64[m, N], int64[m] -> x, iterations in place
+    # int[N + 1], int[E], float64[E], float, float, int, float64[m, N] x 2, int64[m] -> x, iterations in place
     """Solve (I + strength (D - W)) x = right for each row, from the given x, with a diagonal preconditioner.
 
     Rows stop at a residual of `tolerance` of their right-hand side, or after `most` iterations.
