@@ -201,12 +201,13 @@ def test_values_that_are_no_numbers_are_named(
         ({"n_neighbors": 0}, "n_neighbors must be an integer of at least 1, not 0"),
         ({"n_neighbors": 2.5}, "n_neighbors must be an integer"),
         ({"grid": GRID, "radius": 0}, "radius must be an integer of at least 1, not 0"),
-        ({"grid": GRID}, "grid and radius belong together"),
-        ({"radius": 1}, "grid and radius belong together"),
+        ({"grid": GRID, "method": "exact"}, "grid and radius belong together"),
+        ({"radius": 1}, "radius belongs to a grid"),
+        ({"grid": GRID, "radius": 1, "method": "approximate"}, "leave out radius"),
         ({"grid": (7, 12), "radius": 1}, r"grid \(7, 12\) does not hold the 77 tokens"),
         ({"grid": (-7, -11), "radius": 1}, "grid"),
         ({"grid": 7, "radius": 1}, r"grid must be a pair \(h, w\)"),
-        ({"method": "approximate"}, "method must be one of 'auto', 'exact', not 'approximate'"),
+        ({"method": "fast"}, "method must be one of 'auto', 'exact', 'approximate', not 'fast'"),
     ],
 )
 def test_arguments_that_make_no_graph(features: np.ndarray, arguments: dict[str, object], message: str) -> None:
