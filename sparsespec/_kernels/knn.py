@@ -257,10 +257,10 @@ def nearest_of_all(features, wanted, strips, rows, columns, neighbours, weights,
 
 @kernel()
 def symmetric_union(neighbours, weights, counts, wanted, complete, start):
-    # (float64[E], int[E])(int32[N, room], float32[N, room], int32[N], intp, bool, int[N + 1]): the rows of the symmetric
-    # graph of all pairs of which either token lists the other, by `start`, which is filled. `complete`: a list lacks no
-    # token that is nearer than its last, and only lists shorter than `wanted` hold all. Weights are divided by their
-    # maximum, or by 1.
+    # (float64[E], int[E])(int32[N, room], float32[N, room], int32[N], intp, bool, int[N + 1]): the rows of the graph of
+    # all pairs of which either token lists the other, by `start`, which is filled. `complete`: a list lacks no token
+    # that is nearer than its last, and those shorter than `wanted` lack none. Weights are divided by their maximum, or
+    # by 1.
     size = neighbours.shape[0]
     # The last of each list, by affinity and number.
     worst = np.empty(size, np.float32)
