@@ -14,8 +14,9 @@ the nearest token is the one of highest affinity. It follows that
   background has no edges inside.
 
 Nothing is scaled here: scale the tokens to unit length first (:func:`sparsespec.channels.normalize_tokens`) for the
-affinity of the paper. Sums are taken in float32, channel by channel, in one fixed order: every function returns the
-same bits for the same pair of tokens (with the same channels), on any number of threads.
+affinity of the paper. Sums are taken in float32, channel by channel, in one fixed order, and the sum of |u + v| is
+2 sum max(|u|, |v|) - sum |u - v|: every function returns the same bits for the same pair of tokens (with the same
+channels), on any number of threads. The error is a few float32 roundings of 1 + max_c |u_c - v_c|.
 """
 
 from __future__ import annotations
@@ -27,13 +28,19 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from sparsespec._checks import check_count, check_features, check_grid
-from sparsespec._kernels import boc as kernels
+from sparsespec._kernels import boc, knn, window
 from sparsespec._kernels._compile import parallel_region
+from sparsespec._threads import available_cpus
 
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.intp]
 
-METHODS = ("auto", "exact")
+METHODS = ("auto", "exact", "approximate")
+# Above so many tokens "auto" no longer compares every pair.
+EXACT_TOKENS = 32_768
+
+# A ring of lines of the grid should stay in the second-level cache beside what is written.
+_RING_BYTES = 256 * 1024
 
 
 def bray_curtis_over_chebyshev(
@@ -72,10 +79,10 @@ def bray_curtis_over_chebyshev(
            [1., 1., 1., 1.]], dtype=float32)
     """
     array = check_features(features)
-    rows, columns = _padded(array)
     out = np.empty((len(array), len(array)), np.float32)
+    rows, columns = _tiles(array)
     with parallel_region(threads):
-        kernels.all_pairs(rows, columns, len(array), out)
+        boc.all_pairs(array, rows, columns, out)
     if divide_by_maximum:
         out /= out.max()
     return out
@@ -88,6 +95,7 @@ def boc_knn_graph(
     grid: tuple[int, int] | None = None,
     radius: int | None = None,
     *,
+    seed: int = 0,
     threads: int | None = None,
 ) -> csr_array:
     """Join every token to the tokens of highest BoC affinity: over all tokens, or within a window of the token grid.
@@ -103,11 +111,17 @@ def boc_knn_graph(
     n_neighbors
         At least 1. More than there are other tokens (in the window) means all of them.
     method
-        "exact" compares every pair of tokens that may be joined. "auto" is "exact".
+        "exact" compares every pair of tokens that may be joined. "approximate" finds most of the nearest over all
+        tokens without that, see :func:`sparsespec.neighbors.approximate_neighbors`. "auto" is "exact" within a window
+        and up to 32,768 tokens, "approximate" beyond.
     grid, radius
         Given together: tokens lie row-major on a grid of ``grid = (h, w)`` tokens and neighbours are sought at most
-        ``radius`` rows and columns away, which is linear in N; ``radius=1`` with ``n_neighbors >= 8`` is the
-        8-neighbour graph. Left out: over all tokens, quadratic in time, linear in memory.
+        ``radius`` rows and columns away, always exactly, which is linear in N; ``radius=1`` with ``n_neighbors >= 8``
+        is the 8-neighbour graph. Beside the graph it takes one bit for every token and place of the window. Both left
+        out: over all tokens; exact is quadratic in time, linear in memory. The grid alone: the same, with a hint to the
+        approximate method where neighbours are likely.
+    seed
+        Of the approximate method, which gives the same graph for the same seed.
     threads
         At most so many; None for all that the process was granted. The result doesn't depend on it.
 
@@ -121,8 +135,9 @@ def boc_knn_graph(
     ------
     ValueError
         ``features`` isn't an (N, C) array with at least one row and column or holds NaN, infinity or a value beyond
-        1e15; ``n_neighbors`` or ``radius`` is below 1; ``grid`` doesn't hold N tokens; only one of ``grid`` and
-        ``radius`` is given; ``method`` is unknown.
+        1e15; ``n_neighbors`` or ``radius`` is below 1; ``grid`` doesn't hold N tokens; ``radius`` is given without
+        ``grid``, or ``grid`` alone with ``method="exact"``, or ``radius`` with ``method="approximate"``; ``method`` is
+        unknown.
 
     Examples
     --------
@@ -137,29 +152,28 @@ def boc_knn_graph(
     array = check_features(features)
     size = len(array)
     n_neighbors = check_count(n_neighbors, name="n_neighbors")
-    if (grid is None) != (radius is None):
-        raise ValueError("grid and radius belong together: give both for neighbours in a window, or neither")
-    window = None
-    if grid is not None and radius is not None:
-        height, width = check_grid(grid, size)
-        reach = check_count(radius, name="radius")
-        window = _window_offsets(height, width, reach)
+    shape = None if grid is None else check_grid(grid, size)
+    if radius is not None:
+        radius = check_count(radius, name="radius")
+        if shape is None:
+            raise ValueError("radius belongs to a grid: give both for neighbours in a window, or neither")
+        if method == "approximate":
+            raise ValueError('method="approximate" is over all tokens: leave out radius, or use method="exact"')
+        if radius < max(shape) - 1:
+            return _window_graph(array, n_neighbors, shape, radius, threads)
+    elif shape is not None and method == "exact":
+        raise ValueError("grid and radius belong together with method='exact': give both, or neither")
 
-    candidates = size - 1 if window is None else window[0].size
-    room = max(1, min(n_neighbors, candidates))
-    neighbours = np.empty((size, room), np.int32)
-    weights = np.empty((size, room), np.float32)
-    counts = np.zeros(size, np.int32)
-    if window is None:
-        rows, columns = _padded(array)
-        with parallel_region(threads):
-            kernels.nearest_of_all(rows, columns, size, neighbours, weights, counts)
+    wanted = max(1, min(n_neighbors, size - 1))
+    approximate = method == "approximate" or (method == "auto" and radius is None and size > EXACT_TOKENS)
+    if approximate:
+        # Not before it is needed: importing it takes time that most runs don't have to spend.
+        from sparsespec.neighbors import approximate_neighbors
+
+        neighbours, weights, counts = approximate_neighbors(array, wanted, grid=shape, seed=seed, threads=threads)
     else:
-        rows_off, cols_off = window
-        columns = np.ascontiguousarray(array.T)
-        with parallel_region(threads):
-            kernels.nearest_of_window(columns, width, rows_off, cols_off, neighbours, weights, counts)
-    return _symmetric_union(neighbours, weights, counts)
+        neighbours, weights, counts, _ = _nearest_of_all(array, wanted, threads)
+    return _symmetric_union(neighbours, weights, counts, wanted, complete=not approximate)
 
 
 def boc_edges(features: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -199,7 +213,7 @@ def boc_edges(features: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLi
     if ends[0].size != ends[1].size:
         raise ValueError(f"first and second must be as long as each other, not {ends[0].size} and {ends[1].size}")
     out = np.empty(ends[0].size, np.float64)
-    kernels.listed_pairs(array, ends[0], ends[1], out)
+    boc.listed_pairs(array, ends[0], ends[1], out)
     return out
 
 
@@ -240,7 +254,12 @@ def grid_edges(grid: tuple[int, int], radius: int = 1) -> tuple[IndexArray, Inde
 
 
 def local_affinity(
-    features: Sequence[npt.ArrayLike], grid: tuple[int, int], *, radius: int = 1, sharpness: float = 25.0
+    features: Sequence[npt.ArrayLike],
+    grid: tuple[int, int],
+    *,
+    radius: int = 1,
+    sharpness: float = 25.0,
+    threads: int | None = None,
 ) -> csr_array:
     """Affinity of neighbouring tokens for cutting: the mean of several features' BoC graphs, made steep.
 
@@ -258,6 +277,8 @@ def local_affinity(
         Neighbours are at most so many rows and columns away.
     sharpness
         0 makes all weights 1.
+    threads
+        At most so many; None for all that the process was granted. The result doesn't depend on it.
 
     Returns
     -------
@@ -273,20 +294,211 @@ def local_affinity(
         raise ValueError("features must hold at least one (N, C) array")
     if not (np.isfinite(sharpness) and sharpness >= 0):
         raise ValueError(f"sharpness must be a number of at least 0, not {sharpness!r}")
-    first, second = grid_edges(grid, check_count(radius, name="radius"))
-    total = np.zeros(first.size)
-    for one in features:
-        array = check_features(one)
-        size = len(array)
-        check_grid(grid, size)
-        weights = boc_edges(array, first, second)
-        total += weights / max(1.0, weights.max(initial=0.0))
-    # Not below 1e-12: two neighbours without likeness are a cheap cut, not two separate pictures.
-    weights = np.maximum(np.exp(sharpness * (total / len(features) - 1)), 1e-12)
-    ends = np.concatenate([[first, second], [second, first]], axis=1, dtype=np.int32)
-    graph = csr_array((np.tile(weights, 2), tuple(ends)), shape=(size, size))
-    graph.sort_indices()
+    arrays = [check_features(one) for one in features]
+    for array in arrays:
+        shape = check_grid(grid, len(array))
+    radius = check_count(radius, name="radius")
+    sweeps = [_Sweep(array, shape, radius) for array in arrays]
+    start = sweeps[0].whole_rows()
+    # One array of marks without a line stands for all of the window.
+    marks = np.empty((0, 0), np.uint16)
+    indices, data = np.empty(start[-1], start.dtype), np.empty(start[-1])
+    with parallel_region(threads):
+        divisors = [max(1.0, sweep.largest()) for sweep in sweeps]
+        for number, (sweep, divisor) in enumerate(zip(sweeps, divisors, strict=True)):
+            kinds = len(sweeps) if number == len(sweeps) - 1 else 0
+            sweep.fill(marks, start, indices, data, divisor, first=number == 0, kinds=kinds, sharpness=sharpness)
+    return _as_graph(data, indices, start)
+
+
+class _Sweep:
+    """Passes over one kind of features on the token grid, each within :func:`parallel_region`.
+
+    ``computed`` counts the affinities computed so far; a pair counts for both of its tokens.
+    """
+
+    def __init__(self, features: FloatArray, grid: tuple[int, int], radius: int) -> None:
+        height, self._width = grid
+        self._features = features
+        self._down, self._aside = min(radius, height - 1), min(radius, self._width - 1)
+        self.places = (2 * self._down + 1) * (2 * self._aside + 1)
+        across = _RING_BYTES // ((2 * self._down + 1) * features.shape[1] * 4) - 2 * self._aside
+        strips = -(-self._width // max(4 * window.LANES, across))
+        self._strip = -(-self._width // (strips * window.LANES)) * window.LANES
+        # Lines above and below a part are copied for it once more.
+        self._band = max(16, 4 * self._down)
+        self.computed = 0
+
+    def largest(self) -> float:
+        """Find the largest affinity of any two tokens in a window, 0 without any."""
+        nothing = np.empty(0, np.int32)
+        return self._run(window.LARGEST, 0, np.empty((0, 0), np.uint16), nothing, nothing, np.empty(0))
+
+    def mark(self, n_neighbors: int) -> tuple[npt.NDArray[np.uint16], float]:
+        """Mark the nearest of every token, a bit for each place of its window; also the largest affinity."""
+        height = len(self._features) // self._width
+        marks = np.empty((height * -(-self._width // window.LANES), self.places), np.uint16)
+        nothing = np.empty(0, np.int32)
+        return marks, self._run(window.MARK, n_neighbors, marks, nothing, nothing, np.empty(0))
+
+    def whole_rows(self) -> npt.NDArray[np.integer]:
+        """Say where the rows of a graph begin that joins all tokens in a window."""
+        height, width = len(self._features) // self._width, self._width
+        start = np.zeros(height * width + 1, _index_type(height * width * (self.places - 1)))
+        spans = [
+            np.minimum(np.arange(side) + reach, side - 1) - np.maximum(np.arange(side) - reach, 0) + 1
+            for side, reach in ((height, self._down), (width, self._aside))
+        ]
+        np.multiply.outer(*(span.astype(start.dtype) for span in spans), out=start[1:].reshape(height, width))
+        start[1:] -= 1
+        return np.cumsum(start, out=start)
+
+    def marked_rows(self, marks: npt.NDArray[np.uint16], n_neighbors: int) -> npt.NDArray[np.integer]:
+        """Say where the rows of a graph begin that joins tokens of which either has marked the other."""
+        size = len(self._features)
+        start = np.zeros(size + 1, _index_type(2 * size * n_neighbors))
+        window.count_rows(marks, self._width, size // self._width, self._down, self._aside, start[1:])
+        return np.cumsum(start, out=start)
+
+    def fill(
+        self,
+        marks: npt.NDArray[np.uint16],
+        start: npt.NDArray[np.integer],
+        indices: npt.NDArray[np.integer],
+        data: npt.NDArray[np.float64],
+        divisor: float,
+        *,
+        first: bool = True,
+        kinds: int = 0,
+        sharpness: float = 0.0,
+    ) -> float:
+        """Fill the rows; see :func:`sparsespec._kernels.window.sweep`."""
+        return self._run(window.FILL, 0, marks, start, indices, data, divisor, first, kinds, sharpness)
+
+    def _run(
+        self,
+        task: int,
+        n_neighbors: int,
+        marks: npt.NDArray[np.uint16],
+        start: npt.NDArray[np.integer],
+        indices: npt.NDArray[np.integer],
+        data: npt.NDArray[np.float64],
+        divisor: float = 1.0,
+        first: bool = True,
+        kinds: int = 0,
+        sharpness: float = 0.0,
+    ) -> float:
+        bits, computed = window.sweep(
+            self._features,
+            self._width,
+            self._down,
+            self._aside,
+            self._strip,
+            self._band,
+            task,
+            n_neighbors,
+            marks,
+            start,
+            indices,
+            data,
+            float(divisor),
+            first,
+            kinds,
+            float(sharpness),
+        )
+        self.computed += computed
+        return float(np.int32(bits).view(np.float32))
+
+
+def _window_graph(
+    features: FloatArray, n_neighbors: int, grid: tuple[int, int], radius: int, threads: int | None
+) -> csr_array:
+    sweep = _Sweep(features, grid, radius)
+    with parallel_region(threads):
+        if n_neighbors >= sweep.places - 1:
+            # Everything in the window: nothing to choose, and the largest affinity is known when all are in place.
+            marks, divisor = np.empty((0, 0), np.uint16), 1.0
+            start = sweep.whole_rows()
+        else:
+            marks, largest = sweep.mark(n_neighbors)
+            divisor = max(1.0, largest)
+            start = sweep.marked_rows(marks, n_neighbors)
+        indices, data = np.empty(start[-1], start.dtype), np.empty(start[-1])
+        largest = sweep.fill(marks, start, indices, data, divisor)
+    graph = _as_graph(data, indices, start)
+    if len(marks) == 0:
+        if largest > 1:
+            data /= largest
+        if not data.all():
+            graph.eliminate_zeros()
     return graph
+
+
+def _nearest_of_all(
+    features: FloatArray, wanted: int, threads: int | None
+) -> tuple[npt.NDArray[np.int32], FloatArray, npt.NDArray[np.int32], int]:
+    """List the nearest of every token over all, in no order; also how many pairs were computed."""
+    size = len(features)
+    # Lists take in more than they keep, and are cut back when they are full.
+    room = max(1, min(size - 1, -(-3 * wanted // 16) * 16))
+    neighbours = np.empty((size, room), np.int32)
+    weights = np.empty((size, room), np.float32)
+    counts = np.zeros(size, np.int32)
+    rows, columns = _tiles(features)
+    # Enough meetings of two strips at a time to keep every thread busy to the end of each round.
+    strips = 4 * (threads or available_cpus())
+    with parallel_region(threads):
+        computed = knn.nearest_of_all(features, wanted, strips, rows, columns, neighbours, weights, counts)
+    return neighbours, weights, counts, computed
+
+
+def _tiles(features: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Allocate what the kernels copy the features to, so that tiles are read from beginning to end."""
+    size, channels = features.shape
+    panels = -(-size // boc.COLUMNS)
+    return (
+        _aligned(panels * boc.COLUMNS // boc.ROWS, channels, 2 * boc.ROWS),
+        _aligned(panels, channels, boc.COLUMNS),
+    )
+
+
+def _aligned(*shape: int) -> FloatArray:
+    """Allocate where no vector lies in two lines of the cache."""
+    count, step = int(np.prod(shape)), 16
+    memory = np.empty(count + step, np.float32)
+    begin = -(memory.ctypes.data // memory.itemsize) % step
+    return memory[begin : begin + count].reshape(shape)
+
+
+def _index_type(most_entries: int) -> type[np.integer]:
+    return np.int32 if most_entries <= np.iinfo(np.int32).max else np.int64
+
+
+def _as_graph(
+    data: npt.NDArray[np.float64], indices: npt.NDArray[np.integer], start: npt.NDArray[np.integer]
+) -> csr_array:
+    size = start.size - 1
+    graph = csr_array((data, indices, start), shape=(size, size))
+    graph.has_canonical_format = True
+    return graph
+
+
+def _symmetric_union(
+    neighbours: npt.NDArray[np.int32],
+    weights: FloatArray,
+    counts: npt.NDArray[np.int32],
+    wanted: int,
+    *,
+    complete: bool,
+) -> csr_array:
+    """Build the graph of the pairs of which either token lists the other, weights divided by their maximum or 1.
+
+    ``complete`` says that no list lacks a token nearer than its last, and that those below ``wanted`` lack none.
+    """
+    size = len(neighbours)
+    start = np.empty(size + 1, _index_type(2 * size * wanted))
+    data, indices = knn.symmetric_union(neighbours, weights, counts, wanted, complete, start)
+    return _as_graph(data, indices, start)
 
 
 def _window_offsets(height: int, width: int, radius: int) -> tuple[IndexArray, IndexArray]:
@@ -295,34 +507,3 @@ def _window_offsets(height: int, width: int, radius: int) -> tuple[IndexArray, I
     rows, cols = np.mgrid[-down : down + 1, -aside : aside + 1].reshape(2, -1)
     elsewhere = (rows != 0) | (cols != 0)
     return np.ascontiguousarray(rows[elsewhere], np.intp), np.ascontiguousarray(cols[elsewhere], np.intp)
-
-
-def _padded(features: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Features by token and by channel, with channels and columns of zeros up to what the kernels take at a time."""
-    size, n_channels = features.shape
-    channels = -(-n_channels // kernels.CHANNEL_STEP) * kernels.CHANNEL_STEP
-    rows = features
-    if channels > n_channels:
-        rows = np.zeros((size, channels), np.float32)
-        rows[:, :n_channels] = features
-    columns = np.zeros((channels, -(-size // kernels.BLOCK) * kernels.BLOCK), np.float32)
-    columns[:n_channels, :size] = features.T
-    return rows, columns
-
-
-def _symmetric_union(
-    neighbours: npt.NDArray[np.int32], weights: FloatArray, counts: npt.NDArray[np.int32]
-) -> csr_array:
-    """Build the graph of the pairs of which either end lists the other, weights divided by their maximum or 1."""
-    size, room = neighbours.shape
-    listed = np.arange(room) < counts[:, None]
-    start = np.zeros(size + 1, np.int32)
-    np.cumsum(counts, out=start[1:])
-    values = weights[listed].astype(np.float64)
-    values /= max(1.0, values.max(initial=0.0))
-    directed = csr_array((values, neighbours[listed], start), shape=(size, size))
-    directed.sort_indices()
-    # Both directions of a pair have the same bits and none is zero, so the maximum is the union.
-    graph = csr_array(directed.maximum(directed.T.tocsr()))
-    graph.sort_indices()
-    return graph

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from sparsespec import affinity, channels
+from sparsespec._kernels._compile import parallel_region
 from tests.reference import affinity as reference
 
 FILES = ("FudanPed00017", "FudanPed00035", "PennPed00061")
@@ -132,10 +136,101 @@ def test_ties_go_to_the_lowest_index(features: np.ndarray) -> None:
     assert np.array_equal(affinity.boc_knn_graph(copies, 3, grid=(5, 8), radius=2).toarray(), expected)
 
 
+@pytest.mark.parametrize("kind", ["random", "many ties", "equal"])
+@pytest.mark.parametrize(("size", "n_neighbors"), [(1500, 20), (1100, 600), (530, 2000)])
+def test_knn_over_more_tokens_than_begin_together(
+    rng: np.random.Generator, kind: str, size: int, n_neighbors: int
+) -> None:
+    features = rng.standard_normal((size, 5)).astype(np.float32)
+    if kind == "many ties":
+        features = np.round(features)
+        features[::9] = features[3]
+        features[::11] = 0
+    elif kind == "equal":
+        features[:] = features[0]
+    # The bits are those of the dense matrix, so the choice among near and equal affinities is the same.
+    dense = affinity.bray_curtis_over_chebyshev(features, divide_by_maximum=False).astype(np.float64)
+    graphs = [affinity.boc_knn_graph(features, n_neighbors, threads=threads) for threads in (1, 2, 4)]
+    assert_canonical(graphs[0])
+    assert np.array_equal(graphs[0].toarray(), reference.knn_graph(dense, n_neighbors))
+    assert_same_bytes(graphs[0], graphs[1])
+    assert_same_bytes(graphs[0], graphs[2])
+
+
+@pytest.mark.parametrize("n_neighbors", [3, 20, 200])
+@pytest.mark.parametrize("radius", [1, 4])
+def test_knn_in_windows_of_several_parts(rng: np.random.Generator, radius: int, n_neighbors: int) -> None:
+    grid = (50, 37)
+    features = np.round(rng.standard_normal((50 * 37, 4)), 1).astype(np.float32)
+    features[100:140] = 0
+    dense = affinity.bray_curtis_over_chebyshev(features, divide_by_maximum=False).astype(np.float64)
+    graphs = [
+        affinity.boc_knn_graph(features, n_neighbors, grid=grid, radius=radius, threads=threads)
+        for threads in (1, 2, 4)
+    ]
+    expected = reference.knn_graph(dense, n_neighbors, reference.in_window(grid, radius))
+    assert_canonical(graphs[0])
+    assert np.array_equal(graphs[0].toarray(), expected)
+    assert_same_bytes(graphs[0], graphs[1])
+    assert_same_bytes(graphs[0], graphs[2])
+
+
+def test_strips_of_a_wide_grid_join_without_a_seam(rng: np.random.Generator) -> None:
+    # Wide enough for lines of this many channels to be cut into strips.
+    grid, radius = (5, 300), 3
+    features = rng.standard_normal((1500, 70)).astype(np.float32)
+    sweep = affinity._Sweep(features, grid, radius)
+    assert sweep._strip < grid[1]
+    dense = affinity.bray_curtis_over_chebyshev(features, divide_by_maximum=False).astype(np.float64)
+    expected = reference.knn_graph(dense, 6, reference.in_window(grid, radius))
+    assert np.array_equal(affinity.boc_knn_graph(features, 6, grid=grid, radius=radius).toarray(), expected)
+
+
+def test_over_all_tokens_every_pair_is_computed_about_once(rng: np.random.Generator) -> None:
+    size = 5000
+    features = rng.standard_normal((size, 3)).astype(np.float32)
+    computed = affinity._nearest_of_all(features, 4, None)[-1]
+    pairs = size * (size - 1) // 2
+    # Up to 512 tokens that begin together compute a pair for either end, and tiles hang over the edge.
+    assert pairs <= computed <= pairs + size * (512 + 64) // 2 + 64 * size
+
+
+def test_within_windows_the_work_grows_with_the_tokens(rng: np.random.Generator) -> None:
+    computed = []
+    for height in (64, 128):
+        sweep = affinity._Sweep(rng.standard_normal((height * 64, 3)).astype(np.float32), (height, 64), 2)
+        with parallel_region():
+            sweep.mark(5)
+        computed.append(sweep.computed)
+    # 24 neighbours and the token itself, six at a time along each of five lines.
+    assert computed[0] <= 64 * 64 * 5 * 6
+    assert computed[1] - computed[0] == 64 * 64 * 5 * 6
+
+
+def test_a_graph_within_windows_takes_no_memory_of_its_size(rng: np.random.Generator) -> None:
+    grid = (250, 200)
+    features = rng.standard_normal((grid[0] * grid[1], 4)).astype(np.float32)
+    for make in (
+        lambda: affinity.boc_knn_graph(features, 8, grid=grid, radius=2),
+        lambda: affinity.boc_knn_graph(features, 24, grid=grid, radius=2),
+        lambda: affinity.local_affinity([features, features], grid),
+    ):
+        tracemalloc.start()
+        try:
+            graph = make()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        held = graph.data.nbytes + graph.indices.nbytes + graph.indptr.nbytes
+        assert held <= peak <= 1.15 * held
+
+
 def test_the_number_of_threads_changes_no_byte(features: np.ndarray) -> None:
     one, two = (affinity.boc_knn_graph(features, 7, threads=threads) for threads in (1, 2))
     assert_same_bytes(one, two)
     one, two = (affinity.boc_knn_graph(features, 7, grid=GRID, radius=2, threads=threads) for threads in (1, 2))
+    assert_same_bytes(one, two)
+    one, two = (affinity.local_affinity([features, features], GRID, threads=threads) for threads in (1, 2))
     assert_same_bytes(one, two)
     dense = [affinity.bray_curtis_over_chebyshev(features, threads=threads).tobytes() for threads in (1, 2)]
     assert dense[0] == dense[1]
@@ -201,12 +296,13 @@ def test_values_that_are_no_numbers_are_named(
         ({"n_neighbors": 0}, "n_neighbors must be an integer of at least 1, not 0"),
         ({"n_neighbors": 2.5}, "n_neighbors must be an integer"),
         ({"grid": GRID, "radius": 0}, "radius must be an integer of at least 1, not 0"),
-        ({"grid": GRID}, "grid and radius belong together"),
-        ({"radius": 1}, "grid and radius belong together"),
+        ({"grid": GRID, "method": "exact"}, "grid and radius belong together"),
+        ({"radius": 1}, "radius belongs to a grid"),
+        ({"grid": GRID, "radius": 1, "method": "approximate"}, "leave out radius"),
         ({"grid": (7, 12), "radius": 1}, r"grid \(7, 12\) does not hold the 77 tokens"),
         ({"grid": (-7, -11), "radius": 1}, "grid"),
         ({"grid": 7, "radius": 1}, r"grid must be a pair \(h, w\)"),
-        ({"method": "approximate"}, "method must be one of 'auto', 'exact', not 'approximate'"),
+        ({"method": "fast"}, "method must be one of 'auto', 'exact', 'approximate', not 'fast'"),
     ],
 )
 def test_arguments_that_make_no_graph(features: np.ndarray, arguments: dict[str, object], message: str) -> None:
@@ -246,6 +342,64 @@ def test_parity_with_the_released_reference(shared_dir: Path, name: str) -> None
     found = affinity.bray_curtis_over_chebyshev(masked)
     np.testing.assert_allclose(found[::7, ::7], numbers["boc_affinity"], rtol=1e-5, atol=0)
     np.testing.assert_allclose(found.sum(axis=1, dtype=np.float64), numbers["boc_row_sums"], rtol=1e-5)
+
+
+# Approximate
+
+
+class Lists:
+    """Stands in for the approximate search: the exact lists of some tokens, shorter ones of the others."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    def __call__(
+        self, features: np.ndarray, n_neighbors: int, **options: Any
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self.calls.append(options)
+        candidates = affinity.bray_curtis_over_chebyshev(features, divide_by_maximum=False)
+        np.fill_diagonal(candidates, 0)
+        candidates[1::2, ::3] = 0
+        neighbours = np.argsort(-candidates, axis=1, kind="stable")[:, :n_neighbors].astype(np.int32)
+        weights = np.take_along_axis(candidates, neighbours, axis=1)
+        return neighbours, weights, (weights > 0).sum(axis=1, dtype=np.int32)
+
+
+@pytest.fixture
+def lists(monkeypatch: pytest.MonkeyPatch) -> Lists:
+    stand_in = Lists()
+    monkeypatch.setitem(sys.modules, "sparsespec.neighbors", SimpleNamespace(approximate_neighbors=stand_in))
+    return stand_in
+
+
+@pytest.mark.parametrize("n_neighbors", [1, 5, 1000])
+def test_lists_that_lack_neighbours_become_the_union_of_both_ends(
+    features: np.ndarray, lists: Lists, n_neighbors: int
+) -> None:
+    features = _awkward(features)
+    graph = affinity.boc_knn_graph(features, n_neighbors, method="approximate", grid=GRID, seed=3)
+    assert lists.calls == [{"grid": GRID, "seed": 3, "threads": None}]
+    neighbours, weights, counts = lists(features, min(n_neighbors, 76))
+    expected = np.zeros((77, 77))
+    for i in range(77):
+        expected[i, neighbours[i, : counts[i]]] = weights[i, : counts[i]]
+    expected = np.maximum(expected, expected.T)
+    assert_canonical(graph)
+    assert np.array_equal(graph.toarray(), expected / max(1, expected.max()))
+
+
+def test_auto_is_approximate_beyond_a_number_of_tokens(
+    features: np.ndarray, lists: Lists, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(affinity, "EXACT_TOKENS", 77)
+    affinity.boc_knn_graph(features)
+    assert not lists.calls
+    monkeypatch.setattr(affinity, "EXACT_TOKENS", 76)
+    affinity.boc_knn_graph(features, grid=GRID, radius=1)
+    affinity.boc_knn_graph(features, method="exact")
+    assert not lists.calls
+    affinity.boc_knn_graph(features)
+    assert lists.calls == [{"grid": None, "seed": 0, "threads": None}]
 
 
 # For cutting
