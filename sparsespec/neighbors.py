@@ -22,33 +22,34 @@ def quantise(X):
     for c in range(C): S[:,c%4]+=A[:,c]
     m=S.max(1); lim=min(m.max(),4*np.median(m[m>0])); scale=np.float32(32000/(2*lim))
     out=np.zeros((len(X),Cp),np.int16); np.clip(np.rint(X*scale),-16000,16000,out=out[:,:C],casting="unsafe"); return out, np.float32(1/scale)
-def approximate_neighbors(X,k,*,grid=None,seed=0,threads=None,K=None,R=1024,h=4096,around=256,limit=3072,rk=16,rounds=6,delta=.01,log=None,near=20):
-    K=K or k+k//2+2; N=len(X); t=[time.perf_counter()]; names=[]
+def approximate_neighbors(X,k,*,grid=None,seed=0,threads=None,K=None,base=4096,step=4,around=64,limit=3072,rk=16,rounds=6,delta=.02,log=None,near=20,k2=32,cdelta=None):
+    K=K or k+k//2+2; N=len(X); t=[time.perf_counter()]; names=[]; B=kernels.BLOCK
     def tick(n):
         names.append(n); t.append(time.perf_counter())
     with parallel_region(threads):
         order=_order(X); tick("order")
-        rows,unit=quantise(X[order]); tick("quant")
-        nb=-(-N//kernels.BLOCK)
-        blocks=np.sort(np.random.default_rng(seed).choice(nb,min(nb,R//64),replace=False))
-        if R:
-            sl=np.full((len(blocks)*64,K),-1,np.int32); sv=np.zeros((len(blocks)*64,K),np.float32)
-            kernels.search_all(rows,blocks,unit,sl,sv)
-            cnt=np.bincount(sl[sl>=0],minlength=N); H=np.argsort(-cnt,kind="stable")[:h]; H=np.sort(H[cnt[H]>0]).astype(np.int32)
-        else: H=np.zeros(1,np.int32)
-        tick("hubs")
-        L=np.full((N,K),-1,np.int32); L2=np.empty_like(L); V=np.zeros((N,K),np.float32)
-        P=np.zeros(kernels.PARTS,np.int64); Ch=np.zeros(kernels.PARTS,np.int64)
-        rev=np.full((N,rk),-1,np.int32)
-        kernels.descend(rows,unit,H,around,10**9,near,L,rev,L2,V,P,Ch); L,L2=L2,L; tick("first")
-        if log: log(order,L,V,P.sum()/N,0)
-        for r in range(rounds):
-            tick("log")
-            rev[:]=-1; kernels.reverse_lists(L,near,rev,np.zeros(N,np.int32)); tick("rev")
-            Ch[:]=0; p0=P.sum()
-            kernels.descend(rows,unit,np.empty(0,np.int32),0,limit,near,L,rev,L2,V,P,Ch); L,L2=L2,L; tick("round")
-            if log: log(order,L,V,(P.sum()-p0)/N,Ch.sum()/N/k)
-            if Ch.sum()<delta*N*k: break
+        allrows,unit=quantise(X[order]); tick("quant")
+        strides=[1]
+        while -(-N//strides[-1])>base: strides.append(strides[-1]*step)
+        nothing=np.empty(0,np.int32)
+        for s in strides[::-1]:
+            rows=np.ascontiguousarray(allrows[::s]); n=len(rows)
+            nb=-(-n//B)
+            if s==strides[-1]:
+                L=np.full((nb*B,K),-1,np.int32); V=np.zeros((nb*B,K),np.float32)
+                kernels.search_all(rows,np.arange(nb),unit,L,V); L=L[:n]; V=V[:n]; tick("base"); continue
+            L2=np.full((n,K),-1,np.int32); V2=np.zeros((n,K),np.float32)
+            L2[::step]=np.where(L>=0,L*step,-1); V2[::step]=V; L,V=L2,V2
+            P=np.zeros(kernels.PARTS,np.int64); Ch=np.zeros(kernels.PARTS,np.int64)
+            links=np.full((n,k2+rk),n,np.int32); ends=np.empty(n,np.int32)
+            seen=np.zeros((nb,2048),np.int64)
+            for r in range(rounds):
+                tick("log")
+                kernels.join_lists(L,k2,links,ends); tick("rev")
+                Ch[:]=0; p0=P.sum()
+                kernels.descend(rows,unit,around if r==0 else 0,limit,near,links,seen,L,V,P,Ch); tick("round%d"%s)
+                if log: print("  n",n,end=" "); log(order[::s],L,V,(P.sum()-p0)/n,Ch.sum()/n/k)
+                if Ch.sum()<(delta if s==1 else cdelta or delta)*n*k: break
         tick("log")
         nbr=np.empty((N,k),np.int32); w=np.empty((N,k),np.float32); c=np.zeros(N,np.int32)
         kernels.finish(X,order,L,nbr,w,c); tick("finish")

@@ -206,20 +206,28 @@ def search_all(rows, blocks, unit, neighbours, values):
 
 
 @kernel()
-def _add(token, weight, counts, candidates, n):
-    # intp(intp, int32, int32[N], int32[N], intp): the new number of candidates
-    if counts[token] == 0:
-        candidates[n] = token
-        n += 1
-    counts[token] += weight
-    return n
+def _seen(token, filter_words):
+    # bool(intp, int64[WORDS]): whether the filter may hold the token; it does afterwards
+    mixed = (token * 0x9E3779B1) & 0xFFFFFFFF
+    word = mixed >> 21
+    bits = (1 << ((mixed >> 15) & 63)) | (1 << ((mixed >> 9) & 63))
+    return (filter_words[word] & bits) == bits
+
+
+@kernel()
+def _remember(token, filter_words):
+    mixed = (token * 0x9E3779B1) & 0xFFFFFFFF
+    word = mixed >> 21
+    bits = (1 << ((mixed >> 15) & 63)) | (1 << ((mixed >> 9) & 63))
+    filter_words[word] |= bits
 
 
 @kernel(parallel=True)
-def descend(rows, unit, everywhere, around, limit, near, neighbours, reverse, renewed, values, pairs, changed):
-    # void(int16[N, C], float32, int32[H], intp, intp, intp, int32[N, K], int32[N, R], int32[N, K], float32[N, K],
-    # int64[PARTS], int64[PARTS])
-    size, room = neighbours.shape
+def descend(rows, unit, around, limit, near, links, seen, neighbours, values, pairs, changed):
+    # void(int16[N, C], float32, int32[H], intp, intp, intp, int32[N, L], int32[N, K], float32[N, K], int64[PARTS],
+    # int64[PARTS])
+    size = rows.shape[0]
+    n_links = links.shape[1]
     n_blocks = (size + BLOCK - 1) // BLOCK
     for one in numba.prange(PARTS):
         part = np.intp(one)
@@ -227,37 +235,45 @@ def descend(rows, unit, everywhere, around, limit, near, neighbours, reverse, re
         if start == stop:
             continue
         work = _workspace(rows.shape[1])
-        counts = np.zeros(size, np.int32)
-        candidates = np.empty(size, np.int32)
+        # How often each token was listed. The token "size" fills places of lists that are empty.
+        counts = np.zeros(size + 1, np.int32)
+        counts[size] = 1
+        candidates = np.empty(size + 1, np.int32)
         often = np.zeros(CEILING + 1, np.int32)
         for block in range(start, stop):
             first, last = block * BLOCK, min((block + 1) * BLOCK, size)
             n = 0
             for token in range(max(0, first - around), min(size, last + around)):
-                n = _add(token, DIRECT, counts, candidates, n)
-            for token in everywhere:
-                n = _add(token, DIRECT, counts, candidates, n)
+                candidates[n] = token
+                n += counts[token] == 0
+                counts[token] += DIRECT
             for i in range(first, last):
-                for j in neighbours[i]:
-                    if j >= 0:
-                        n = _add(j, DIRECT, counts, candidates, n)
-                for j in reverse[i]:
-                    if j >= 0:
-                        n = _add(j, DIRECT, counts, candidates, n)
-            direct = n if everywhere.size == 0 else 0
+                for e in range(n_links):
+                    token = links[i, e]
+                    candidates[n] = token
+                    n += counts[token] == 0
+                    counts[token] += DIRECT
+            direct = n
             for place in range(direct):
                 i = candidates[place]
                 weight = counts[i] // DIRECT
-                for j in neighbours[i]:
-                    if j >= 0:
-                        n = _add(j, weight, counts, candidates, n)
-                for j in reverse[i]:
-                    if j >= 0:
-                        n = _add(j, weight, counts, candidates, n)
+                for e in range(n_links):
+                    token = links[i, e]
+                    candidates[n] = token
+                    n += counts[token] == 0
+                    counts[token] += weight
             # Those that are listed most often, as many as there is room for.
             often[:] = 0
+            fresh = 0
             for place in range(n):
-                often[min(CEILING, counts[candidates[place]])] += 1
+                token = candidates[place]
+                if _seen(token, seen[block]):
+                    counts[token] = 0
+                else:
+                    candidates[fresh] = token
+                    fresh += 1
+                    often[min(CEILING, counts[token])] += 1
+            n = fresh
             least, taken = CEILING, often[CEILING]
             while least > 1 and taken + often[least - 1] <= limit:
                 least -= 1
@@ -268,26 +284,32 @@ def descend(rows, unit, everywhere, around, limit, near, neighbours, reverse, re
                 if counts[token] >= least and taken < limit:
                     candidates[taken] = token
                     taken += 1
+                    _remember(token, seen[block])
                 counts[token] = 0
-            for i in range(first, last):
-                renewed[i] = neighbours[i]
+            counts[size] = 1
             pairs[part] += taken * (last - first)
             changed[part] += _search(
-                rows, first, last - first, candidates, taken, unit, near, renewed[first:last], values[first:last], work
+                rows, first, last - first, candidates, taken, unit, near, neighbours[first:last], values[first:last], work
             )
 
 
 @kernel()
-def reverse_lists(neighbours, near, reverse, counts):
-    # void(int32[N, K], intp, int32[N, R], int32[N]): the tokens that list each token, those that list it first
-    size = neighbours.shape[0]
-    room = reverse.shape[1]
+def join_lists(neighbours, near, links, ends):
+    # void(int32[N, K], intp, int32[N, L], int32[N]): the first `near` each token lists, then the tokens that list it,
+    # those that list it first before others, as many as there is room for
+    size, room = links.shape
+    for i in range(size):
+        ends[i] = near
+        for rank in range(near):
+            links[i, rank] = neighbours[i, rank] if neighbours[i, rank] >= 0 else size
+        for rank in range(near, room):
+            links[i, rank] = size
     for rank in range(near):
         for i in range(size):
             j = neighbours[i, rank]
-            if j >= 0 and counts[j] < room:
-                reverse[j, counts[j]] = i
-                counts[j] += 1
+            if j >= 0 and ends[j] < room:
+                links[j, ends[j]] = i
+                ends[j] += 1
 
 
 @kernel(parallel=True)
