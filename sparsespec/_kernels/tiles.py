@@ -121,13 +121,9 @@ def _compare_compiled(typing_context, queries, queries_abs, first, tile, tile_ab
         def fold(vector, combine):
             # Four 16-bit lanes of one candidate, all at least 0, into one of 32 bits.
             wide = builder.bitcast(vector, pairs)
-            both = combine(
-                builder.and_(wide, constant(pairs, 0xFFFF)), builder.lshr(wide, constant(pairs, 16))
-            )
+            both = combine(builder.and_(wide, constant(pairs, 0xFFFF)), builder.lshr(wide, constant(pairs, 16)))
             wide = builder.bitcast(both, quads)
-            return combine(
-                builder.trunc(wide, lanes), builder.trunc(builder.lshr(wide, constant(quads, 32)), lanes)
-            )
+            return combine(builder.trunc(wide, lanes), builder.trunc(builder.lshr(wide, constant(quads, 32)), lanes))
 
         found = ir.Constant(i64, 0)
         unit_of_all = splat(arguments[5], CANDIDATES)
