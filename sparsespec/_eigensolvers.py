@@ -207,8 +207,8 @@ def _lobpcg(cycle: MultigridCycle, at: int, vectors: Float64Array, count: int, a
         sums = np.empty((blocks, 2, parts * width, parts * width + 1))
         with parallel_region():
             kernels.gram(*matrix, vectors, correction, direction, null, sums)
-            values, change, along = _ritz(sums.sum(axis=0), width)
-            kernels.advance(vectors, correction, direction, null, change, along)
+            values, change = _ritz(sums.sum(axis=0), width)
+            kernels.advance(vectors, correction, direction, null, change)
             kernels.residuals(*matrix, vectors, values, residual, squares)
         worst = float(np.sqrt(squares.sum(axis=0)[:count].max()))
         coarse = at > 0
@@ -225,7 +225,7 @@ def _lobpcg(cycle: MultigridCycle, at: int, vectors: Float64Array, count: int, a
     return vectors, iteration
 
 
-def _ritz(sums: Float64Array, width: int) -> tuple[Float64Array, Float64Array, Float64Array]:
+def _ritz(sums: Float64Array, width: int) -> tuple[Float64Array, Float64Array]:
     """Rayleigh and Ritz in the span of S = [vectors, corrections, directions], beside the null vector.
 
     Parameters
@@ -237,9 +237,9 @@ def _ritz(sums: Float64Array, width: int) -> tuple[Float64Array, Float64Array, F
 
     Returns
     -------
-    values, change, direction
-        (width,) ascending, and (s + 1, width) combinations of [S, null]: the new vectors, and their part that isn't in
-        the old ones.
+    values, change
+        (width,) ascending, and (s + 1, 2 width) combinations of [S, null]: the new vectors, and their part that isn't
+        in the old ones.
     """
     size = sums.shape[1]
     beside = sums[1, :, size]
@@ -253,16 +253,13 @@ def _ritz(sums: Float64Array, width: int) -> tuple[Float64Array, Float64Array, F
     basis[:width, old.shape[1] :] = -old @ (shared @ new)
     basis[width:, old.shape[1] :] = new
     found, rotation = scipy.linalg.eigh(_symmetric(basis.T @ energy @ basis))
-    values = np.full(width, np.inf)
-    change, direction = np.zeros((2, size + 1, width))
     kept = min(width, len(found))
-    values[:kept] = found[:kept]
-    values[kept:] = found[-1]
-    change[:size, :kept] = basis @ rotation[:, :kept]
-    direction[:size, :kept] = basis[:, old.shape[1] :] @ rotation[old.shape[1] :, :kept]
-    for combination in (change, direction):
-        combination[size] = -beside @ combination[:size]
-    return values, change, direction
+    values = np.concatenate([found[:kept], np.full(width - kept, found[-1])])
+    change = np.zeros((size + 1, 2, width))
+    change[:size, 0, :kept] = basis @ rotation[:, :kept]
+    change[:size, 1, :kept] = basis[:, old.shape[1] :] @ rotation[old.shape[1] :, :kept]
+    change[size] = -np.tensordot(beside, change[:size], axes=1)
+    return values, change.reshape(size + 1, 2 * width)
 
 
 def _whiten(mass: Float64Array, lengths: Float64Array) -> Float64Array:

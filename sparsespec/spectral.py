@@ -50,6 +50,7 @@ _DENSE_FALLBACK_UP_TO = 4096
 # the gap to the next eigenvalue, and the last two digits cost a few iterations.
 _AIM = 0.01
 _SYMMETRY_TOLERANCE = 1e-5
+_ROWS_AT_A_TIME = 1 << 16
 
 
 class EigenSolverError(RuntimeError):
@@ -325,7 +326,13 @@ class _Graph:
             return self.laplacian
         if isinstance(self.laplacian, _GramLaplacian):
             return _GramLaplacian(self.laplacian.scaled[members], self.laplacian.linked[members])
-        return self.laplacian[members][:, members]
+        if not sparse.issparse(self.laplacian):
+            return self.laplacian[members][:, members]
+        # All that these tokens are linked to is among them.
+        rows = self.laplacian[members]
+        number = np.empty(len(self.degrees), rows.indices.dtype)
+        number[members] = np.arange(len(members))
+        return sparse.csr_array((rows.data, number[rows.indices], rows.indptr), shape=(len(members), len(members)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -354,15 +361,25 @@ def _read(affinity_matrix: Any) -> _Graph:
     if kind not in "fiub":
         raise ValueError(f"affinity_matrix must hold real numbers; its dtype is {affinity_matrix.dtype}")
     if is_sparse:
-        weights = sparse.csr_array(affinity_matrix, dtype=np.float64, copy=True)
-        weights.sum_duplicates()
+        # Shares the caller's arrays where it can, so nothing below may write to them.
+        weights = sparse.csr_array(affinity_matrix)
+        if not weights.has_canonical_format:
+            weights = weights.copy()
+            weights.sum_duplicates()
+        weights = sparse.csr_array(
+            (weights.data.astype(np.float64, copy=False), weights.indices, weights.indptr), shape=weights.shape
+        )
         entries = weights.data
     else:
         weights = entries = affinity_matrix.astype(np.float64)
     _check_entries(entries)
     # The product of two degrees below this would leave float64.
-    entries[entries < np.finfo(np.float64).tiny] = 0.0
-    if is_sparse:
+    tiny = np.finfo(np.float64).tiny
+    if not is_sparse:
+        entries[entries < tiny] = 0.0
+    elif entries.min(initial=1.0) < tiny:
+        weights = weights.copy()
+        weights.data[weights.data < tiny] = 0.0
         weights.eliminate_zeros()
     weights = _symmetrised(weights)
     with np.errstate(over="ignore"):
@@ -373,14 +390,26 @@ def _read(affinity_matrix: Any) -> _Graph:
 
 
 def _check_entries(entries: Float64Array) -> None:
-    if not np.isfinite(entries).all():
+    # NaN goes through a minimum or maximum.
+    smallest, largest = entries.min(initial=0.0), entries.max(initial=0.0)
+    if not (np.isfinite(smallest) and np.isfinite(largest)):
         count = np.count_nonzero(~np.isfinite(entries))
         raise ValueError(f"affinity_matrix must be finite; {count} of its entries are NaN or infinity")
-    if (entries < 0).any():
-        raise ValueError(f"affinity_matrix must not be negative; its smallest entry is {entries.min():.6g}")
+    if smallest < 0:
+        raise ValueError(f"affinity_matrix must not be negative; its smallest entry is {smallest:.6g}")
 
 
 def _symmetrised(weights: Any) -> Any:
+    if sparse.issparse(weights):
+        mirror = weights.T.tocsr()
+        same = (
+            np.array_equal(mirror.indptr, weights.indptr)
+            and np.array_equal(mirror.indices, weights.indices)
+            and np.array_equal(mirror.data, weights.data)
+        )
+        del mirror
+        if same:
+            return weights
     difference = abs(weights - weights.T)
     largest = difference.max()
     if largest == 0:
@@ -391,23 +420,44 @@ def _symmetrised(weights: Any) -> Any:
             f"entries of at most {weights.max():.6g}"
         )
     mean = 0.5 * weights + 0.5 * weights.T
-    return sparse.csr_array(mean) if sparse.issparse(weights) else mean
+    if not sparse.issparse(weights):
+        return mean
+    mean = sparse.csr_array(mean)
+    mean.sort_indices()
+    return mean
 
 
 def _normalised(weights: Any, degrees: Float64Array) -> Any:
-    root = np.sqrt(degrees)
-    linked = (degrees > 0).astype(np.float64)
+    linked = degrees > 0
+    # An isolated token's row is empty or zero already, so the divisor only has to be something.
+    root = np.where(linked, np.sqrt(degrees), 1.0)
     if isinstance(weights, np.ndarray):
-        # An isolated token's row is zero already, so the divisor only has to be something.
-        root = np.where(degrees > 0, root, 1.0)
-        return np.diag(linked) - weights / np.outer(root, root)
-    rows = np.repeat(np.arange(len(degrees)), np.diff(weights.indptr))
-    # One division by the product, and not two divisions, keeps the result exactly symmetric.
-    data = weights.data / (root[rows] * root[weights.indices])
-    scaled = sparse.csr_array((data, weights.indices, weights.indptr), shape=weights.shape)
-    result = sparse.csr_array(sparse.diags_array(linked) - scaled)
-    result.sort_indices()
-    return result
+        return np.diag(linked.astype(np.float64)) - weights / np.outer(root, root)
+    # Entry by entry beside the diagonal's, some rows at a time: a million tokens' matrix is not to be copied over again.
+    n = len(degrees)
+    own = weights.diagonal()
+    added = linked & (own == 0)
+    shift = np.concatenate([[0], np.cumsum(added)])
+    indptr = (weights.indptr + shift).astype(weights.indptr.dtype)
+    indices = np.empty(indptr[-1], weights.indices.dtype)
+    data = np.empty(indptr[-1])
+    below = np.empty(n, np.intp)
+    for first in range(0, n, _ROWS_AT_A_TIME):
+        last = min(first + _ROWS_AT_A_TIME, n)
+        here = slice(weights.indptr[first], weights.indptr[last])
+        rows = np.repeat(np.arange(first, last), np.diff(weights.indptr[first : last + 1]))
+        columns = weights.indices[here]
+        after = columns > rows
+        place = np.arange(here.start, here.stop) + shift[rows] + (after & added[rows])
+        indices[place] = columns
+        # One division by the product, and not two divisions, keeps the result exactly symmetric.
+        data[place] = -weights.data[here] / (root[rows] * root[columns])
+        below[first:last] = np.bincount(rows[columns < rows] - first, minlength=last - first)
+    diagonal = indptr[:-1] + below
+    token = np.flatnonzero(linked)
+    indices[diagonal[token]] = token
+    data[diagonal[token]] = 1.0 - own[token] / (root[token] * root[token])
+    return sparse.csr_array((data, indices, indptr), shape=weights.shape)
 
 
 def _links(weights: Any) -> Any:

@@ -103,18 +103,18 @@ def residuals(indptr, indices, data, x, values, out, squares):
 
 
 @kernel(fastmath=True)
-def _row_images(indices, data, start, stop, x, offset, y):
-    """Write one row's product with x to y, from ``offset`` on."""
+def _row_images(indices, data, start, stop, x, y, r, offset):
+    """Write one row's product with x to y[r, offset:]."""
     for c in range(0, x.shape[1], COLUMNS):
         sums = _row_product(indices, data, start, stop, x, c)
-        y[offset + c] = sums[0]
-        y[offset + c + 1] = sums[1]
-        y[offset + c + 2] = sums[2]
-        y[offset + c + 3] = sums[3]
-        y[offset + c + 4] = sums[4]
-        y[offset + c + 5] = sums[5]
-        y[offset + c + 6] = sums[6]
-        y[offset + c + 7] = sums[7]
+        y[r, offset + c] = sums[0]
+        y[r, offset + c + 1] = sums[1]
+        y[r, offset + c + 2] = sums[2]
+        y[r, offset + c + 3] = sums[3]
+        y[r, offset + c + 4] = sums[4]
+        y[r, offset + c + 5] = sums[5]
+        y[r, offset + c + 6] = sums[6]
+        y[r, offset + c + 7] = sums[7]
 
 
 # x (n, m) float64; w, p (n, m) float32; null (n,) float64; sums (blocks of ROWS rows, 2, s, s + 1) float64 with
@@ -126,60 +126,75 @@ def gram(indptr, indices, data, x, w, p, null, sums):
     s = sums.shape[2]
     for block in numba.prange(sums.shape[0]):
         first = block * ROWS
-        here = np.empty(s + 1)
-        images = np.empty(s)
+        # Four rows at a time: a sum is read and written once for four products.
+        here = np.zeros((4, s + 1))
+        images = np.zeros((4, s))
         sums[block] = 0
         energies = sums[block, 0]
         masses = sums[block, 1]
-        for i in range(first, min(first + ROWS, n)):
-            start, stop = indptr[i], indptr[i + 1]
-            _row_images(indices, data, start, stop, x, 0, images)
-            for c in range(m):
-                here[c] = x[i, c]
-            if s > m:
-                _row_images(indices, data, start, stop, w, m, images)
-                for c in range(m):
-                    here[m + c] = w[i, c]
-            if s > 2 * m:
-                _row_images(indices, data, start, stop, p, 2 * m, images)
-                for c in range(m):
-                    here[2 * m + c] = p[i, c]
-            here[s] = null[i]
+        last = min(first + ROWS, n)
+        for group in range(first, last, 4):
+            for r in range(4):
+                i = group + r
+                if i < last:
+                    start, stop = indptr[i], indptr[i + 1]
+                    _row_images(indices, data, start, stop, x, images, r, 0)
+                    for c in range(m):
+                        here[r, c] = x[i, c]
+                    if s > m:
+                        _row_images(indices, data, start, stop, w, images, r, m)
+                        for c in range(m):
+                            here[r, m + c] = w[i, c]
+                    if s > 2 * m:
+                        _row_images(indices, data, start, stop, p, images, r, 2 * m)
+                        for c in range(m):
+                            here[r, 2 * m + c] = p[i, c]
+                    here[r, s] = null[i]
+                else:
+                    here[r] = 0
+                    images[r] = 0
             for a in range(s):
-                left = here[a]
+                h0, h1, h2, h3 = here[0, a], here[1, a], here[2, a], here[3, a]
                 for b in range(s):
-                    energies[a, b] += left * images[b]
+                    energies[a, b] += h0 * images[0, b] + h1 * images[1, b] + h2 * images[2, b] + h3 * images[3, b]
                 for b in range(s + 1):
-                    masses[a, b] += left * here[b]
+                    masses[a, b] += h0 * here[0, b] + h1 * here[1, b] + h2 * here[2, b] + h3 * here[3, b]
 
 
-# change (s + 1, m) float64: S change[:s] + null change[s] is the new x; the part of it from w and p on is the new p.
+# change (s + 1, 2 m) float64: S change[:s] + null change[s] is [x, p] afterwards.
 @kernel(parallel=True, fastmath=True)
-def advance(x, w, p, null, change, direction):
-    """x = [S, null] change and p = [S, null] direction, in place."""
+def advance(x, w, p, null, change):
+    """[x, p] = [S, null] change, in place."""
     n, m = x.shape
     s = change.shape[0] - 1
     for block in numba.prange((n + ROWS - 1) // ROWS):
-        here = np.empty(s + 1)
-        new_x = np.empty(m)
-        new_p = np.empty(m)
-        for i in range(block * ROWS, min(block * ROWS + ROWS, n)):
-            for c in range(m):
-                here[c] = x[i, c]
-            if s > m:
+        here = np.zeros((4, s + 1))
+        new = np.empty((4, 2 * m))
+        last = min(block * ROWS + ROWS, n)
+        for group in range(block * ROWS, last, 4):
+            some = min(4, last - group)
+            for r in range(some):
+                i = group + r
                 for c in range(m):
-                    here[m + c] = w[i, c]
-            if s > 2 * m:
-                for c in range(m):
-                    here[2 * m + c] = p[i, c]
-            here[s] = null[i]
-            new_x[:] = 0
-            new_p[:] = 0
+                    here[r, c] = x[i, c]
+                if s > m:
+                    for c in range(m):
+                        here[r, m + c] = w[i, c]
+                if s > 2 * m:
+                    for c in range(m):
+                        here[r, 2 * m + c] = p[i, c]
+                here[r, s] = null[i]
+            new[:] = 0
             for a in range(s + 1):
-                left = here[a]
+                h0, h1, h2, h3 = here[0, a], here[1, a], here[2, a], here[3, a]
+                for c in range(2 * m):
+                    v = change[a, c]
+                    new[0, c] += h0 * v
+                    new[1, c] += h1 * v
+                    new[2, c] += h2 * v
+                    new[3, c] += h3 * v
+            for r in range(some):
+                i = group + r
                 for c in range(m):
-                    new_x[c] += left * change[a, c]
-                    new_p[c] += left * direction[a, c]
-            for c in range(m):
-                x[i, c] = new_x[c]
-                p[i, c] = new_p[c]
+                    x[i, c] = new[r, c]
+                    p[i, c] = new[r, m + c]
