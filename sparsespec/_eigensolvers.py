@@ -25,8 +25,8 @@ from sparsespec._multigrid import Matrix, MultigridCycle
 
 Float64Array = npt.NDArray[np.float64]
 
-# Vectors that LOBPCG carries beyond those asked for. They cost a third more work in an iteration and save a third of
-# the iterations, and they let it find all the vectors of a repeated eigenvalue.
+# Vectors that LOBPCG carries at least beyond those asked for. They save a third of the iterations, and they let it find
+# all the vectors of a repeated eigenvalue.
 GUARD_VECTORS = 2
 
 # A coarse level of at most so many tokens is diagonalised for the start, and finer ones are improved up to a residual

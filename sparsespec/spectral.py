@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import breadth_first_order, connected_components
 from scipy.sparse.linalg import LinearOperator
 
 from sparsespec import _eigensolvers
@@ -27,22 +27,28 @@ __all__ = ["EigenSolverError", "Eigenpairs", "LowRankAffinity", "laplacian", "sm
 
 SOLVERS = ("auto", "amg-lobpcg", "arpack", "dense", "gram")
 
-# What "auto" does with a connected part of so many tokens, by measurement: six pairs, one core, milliseconds.
+# What "auto" does with a connected part, by measurement. Lanczos takes about as many products with the matrix as
+# information needs to cross the graph, times 13 (grids) to 27 (nearest neighbours over all tokens); multigrid takes 5 to
+# 20 cycles whatever the depth. Depth: hops from a token furthest from the first one to the token furthest from it.
+# Six pairs, residual 1e-5, real photographs but for the last line, two cores; docs/benchmarks.md has more of it.
 #
-#     tokens                     8 neighbours          48 neighbours         20 nearest, in clusters
-#                                arpack  amg-lobpcg    arpack  amg-lobpcg    arpack  amg-lobpcg
-#        300 (dense: 4)               5      7              5      7              2       6
-#      1,000 (dense: 52 to 63)       13     11             10     14              5      13
-#      4,000 (dense: seconds)        56     30             48     72             16      52
-#     30,000                      1,276    258            869    693            197     669
+#     graph                                    tokens   depth   arpack: products, ms   amg-lobpcg: iterations, ms
+#     nearest 20 over all tokens                  768      10          136       6              8      20
+#                                               4,096      10          213      40              9     138
+#                                              16,384       9          252     288             13     461
+#     nearest 10 over all tokens               16,384      12          310     344             11     611
+#     3 rows and columns, all, regions          8,100      30          413     135              9     159
+#     1 row and column, regions                 2,025      44          490      28              8      28
+#     1 row and column                          4,096      63          834     135              8      44
+#                                              16,384     127        1,347   1,183              7     105
+#     nearest 8 of 3 rows and columns          16,384      97        2,394   2,620              8     163
+#     random links in clusters                  4,000       5          274      40             59     235
 #
-# So: dense while it costs nothing, then ARPACK with so many restarts, then multigrid. On large graphs the few restarts
-# are enough where the gaps are wide, and take a fifth of the time of multigrid where they aren't; on others they keep a
-# long thin graph, which would take ARPACK seconds, from doing so.
+# So: dense while it costs nothing; ARPACK where no token is far from another; multigrid elsewhere, and where ARPACK
+# hasn't finished after so many restarts (about ten products each), as on weak links that hops don't show.
 _DENSE_UP_TO = 256
-_MANY_RESTARTS_UP_TO = 4096
-_MANY_RESTARTS = 64
-_FEW_RESTARTS = 8
+_ARPACK_DEPTH = 50
+_ARPACK_RESTARTS = 100
 # Beyond this a dense matrix is no longer a fallback: 4,096 tokens take 0.4 GB and seconds.
 _DENSE_FALLBACK_UP_TO = 4096
 
@@ -533,10 +539,11 @@ def _plan(
     names = ["gram", "amg-lobpcg", "arpack", "dense"]
     first = solver
     if solver == "auto" and not low_rank:
-        first = "dense" if n <= _DENSE_UP_TO else "trial"
-    if first == "trial" and can_iterate:
-        restarts = _MANY_RESTARTS if n <= _MANY_RESTARTS_UP_TO else _FEW_RESTARTS
-        yield "arpack", partial(_eigensolvers.arpack, part, null, count, aim, restarts=restarts)
+        shallow = not sparse.issparse(part) or _depth(part) <= _ARPACK_DEPTH
+        first = "dense" if n <= _DENSE_UP_TO else "arpack" if shallow else "amg-lobpcg"
+        if first == "arpack" and can_iterate:
+            yield first, partial(_eigensolvers.arpack, part, null, count, aim, restarts=_ARPACK_RESTARTS)
+            first = "amg-lobpcg"
     names.sort(key=lambda name: name != first)
     for name in names:
         if not able[name]:
@@ -549,6 +556,23 @@ def _plan(
             yield name, partial(_eigensolvers.arpack, part, null, count, aim)
         else:
             yield name, partial(_eigensolvers.dense, part, null, count, aim)
+
+
+def _depth(part: Any) -> int:
+    """Count the hops from the token furthest from the first one to the token furthest from it, in a connected graph."""
+    depth, start = 0, 0
+    for _ in range(2):
+        order, before = breadth_first_order(part, start)
+        place = np.empty(len(order), np.intp)
+        place[order] = np.arange(len(order))
+        # Where the token each was reached from stands in the order: this never falls.
+        parent = place[before[order[1:]]]
+        depth, reached = 0, 1
+        while reached < len(order):
+            reached = 1 + int(np.searchsorted(parent, reached))
+            depth += 1
+        start = int(order[-1])
+    return depth
 
 
 def _signs(vectors: Float64Array) -> Float64Array:
