@@ -21,7 +21,7 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from sparsespec._kernels import multigrid as kernels
 from sparsespec._kernels._compile import parallel_region
 from sparsespec._kernels.multigrid import COLUMNS, ROWS
-from sparsespec._multigrid import Matrix, MultigridCycle
+from sparsespec._multigrid import Matrix, MultigridCycle, threads_for
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -191,9 +191,9 @@ def amg_lobpcg(laplacian: Any, null: Float64Array, count: int, aim: float) -> Pr
 def _lobpcg(cycle: MultigridCycle, at: int, vectors: Float64Array, count: int, aim: float) -> tuple[Float64Array, int]:
     """Improve ``vectors`` (n, width), in place, for one level of the hierarchy; return them and the iterations.
 
-    Vectors are kept in double precision, the corrections to them in single precision: the sums that decide are of the
-    numbers as stored, in double precision, so what single precision costs is a fraction of each correction, and the next
-    one puts it right.
+    Vectors are kept in double precision, the corrections to them in single precision. The sums that decide are of the
+    numbers as stored, in double precision, so what single precision costs is a fraction of each correction, which the
+    next one puts right.
     """
     n, width = vectors.shape
     null = cycle.levels[at].null
@@ -205,7 +205,7 @@ def _lobpcg(cycle: MultigridCycle, at: int, vectors: Float64Array, count: int, a
     best, best_at, iteration, parts = np.inf, 0, 0, 1
     while True:
         sums = np.empty((blocks, 2, parts * width, parts * width + 1))
-        with parallel_region():
+        with parallel_region(threads_for(n)):
             kernels.gram(*matrix, vectors, correction, direction, null, sums)
             values, change = _ritz(sums.sum(axis=0), width)
             kernels.advance(vectors, correction, direction, null, change)
@@ -275,6 +275,61 @@ def _whiten(mass: Float64Array, lengths: Float64Array) -> Float64Array:
     return np.asarray(scale[:, None] * rotation[:, kept] / np.sqrt(values[kept]))
 
 
+def sampled_lobpcg(laplacian: Any, start: Float64Array, null: Float64Array, count: int, aim: float) -> Proposal:
+    """Run LOBPCG without a preconditioner, from vectors (n, width) that are close already, for an expensive matrix.
+
+    A product with the matrix takes all columns of a block at once, and there is one in each iteration.
+    """
+    vectors = _orthonormal(start, null[:, None])
+    images = laplacian @ vectors
+    width = vectors.shape[1]
+    values, rotation = scipy.linalg.eigh(_symmetric(vectors.T @ images))
+    vectors, images = vectors @ rotation, images @ rotation
+    direction = along = np.empty((len(null), 0))
+    best, best_at, iteration = np.inf, 0, 0
+    while True:
+        residual = images - vectors * values
+        worst = float(np.linalg.norm(residual, axis=0)[:count].max())
+        if worst < best:
+            best, best_at = worst, iteration
+        if worst <= _target(aim, values[count - 1]) or iteration - best_at >= 2 or iteration >= _MAX_ITERATIONS:
+            return Proposal(vectors[:, :count], iteration)
+        iteration += 1
+        known = np.column_stack([null, vectors])
+        trial = _orthonormal(residual, known)
+        basis = np.column_stack([vectors, trial])
+        images = np.column_stack([images, laplacian @ trial])
+        if direction.shape[1]:
+            # Combinations of what was multiplied before cost no product.
+            weights = _beside(direction, np.column_stack([null, basis]))
+            further = direction @ weights[1] - np.column_stack([null, basis]) @ weights[0]
+            images = np.column_stack([images, along @ weights[1] - images @ weights[0][1:]])
+            basis = np.column_stack([basis, further])
+        values, rotation = scipy.linalg.eigh(_symmetric(basis.T @ images), subset_by_index=(0, width - 1))
+        direction, along = basis[:, width:] @ rotation[width:], images[:, width:] @ rotation[width:]
+        vectors, images = basis @ rotation, images @ rotation
+
+
+def _beside(vectors: Float64Array, basis: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """Return (a, b) with orthonormal columns in vectors b - basis a, orthogonal to the orthonormal basis."""
+    shared = basis.T @ vectors
+    mass = vectors.T @ vectors
+    b = _whiten(mass - shared.T @ shared, np.diag(mass))
+    return shared @ b, b
+
+
+def _orthonormal(vectors: Float64Array, against: Float64Array) -> Float64Array:
+    """Return an orthonormal basis of the vectors, orthogonal to ``against``; columns that add nothing are dropped."""
+    for _ in range(2):  # the second time for what rounding left
+        vectors = vectors - against @ (against.T @ vectors)
+        length = np.linalg.norm(vectors, axis=0)
+        vectors = vectors[:, length > 0] / length[length > 0]
+        squares, rotation = np.linalg.eigh(vectors.T @ vectors)
+        kept = squares > 1e-14 * vectors.shape[1]
+        vectors = vectors @ (rotation[:, kept] / np.sqrt(squares[kept]))
+    return vectors
+
+
 def rayleigh_ritz(laplacian: Any, null: Float64Array, vectors: Float64Array) -> tuple[Float64Array, Float64Array]:
     """Return the best eigenpairs in the span of the vectors, beside the null vector: (m,) ascending and (n, m)."""
     basis = np.linalg.qr(np.column_stack([null, vectors]))[0][:, 1:]
@@ -288,4 +343,3 @@ def _target(aim: float, value: float) -> float:
 
 def _symmetric(matrix: Float64Array) -> Float64Array:
     return (matrix + matrix.T) / 2
-

@@ -30,6 +30,8 @@ _STRENGTH_MOST = 0.05
 _COARSEST = 100
 # Damping of a smoother whose spectrum is bounded by 1: halves the upper part of it in one sweep.
 _DAMPING = 4.0 / 3.0
+# Problems of at most so many rows are done before a second thread has woken up.
+_ALONE_UP_TO = 8192
 # Eigenvalues of the coarsest matrix below this are taken for it: rounding in single precision.
 _FLOOR = 1e-9
 
@@ -96,9 +98,8 @@ class MultigridCycle:
             self._matrices.append(matrix)
             self._down.append(Matrix(level.up.T.tocsr(), np.float32))
             up = Matrix(level.up, np.float32)
-            up.data = (level.up.data * coarse_step[level.up.indices] / np.repeat(step, np.diff(level.up.indptr))).astype(
-                np.float32
-            )
+            weights = level.up.data * coarse_step[level.up.indices] / np.repeat(step, np.diff(level.up.indptr))
+            up.data = weights.astype(np.float32)
             self._up.append(up)
         self._ones = np.ones(len(null), np.float32)
         last = self.levels[-1]
@@ -121,8 +122,11 @@ class MultigridCycle:
         return result[:, :columns].astype(np.float64)
 
     def solve(self, at: int, right: Float32Array, x: Float32Array, spare: Float32Array) -> None:
-        """Write the solution on level ``at`` for ``right`` (n, m), m a multiple of eight, to ``x``; overwrite ``spare``."""
-        with parallel_region():
+        """Write to ``x`` the solution on level ``at`` for ``right`` (n, m), m a multiple of eight.
+
+        ``spare`` is overwritten; all are float32.
+        """
+        with parallel_region(threads_for(len(right))):
             self._cycle(at, right, x, spare, self._steps[at])
 
     def _cycle(self, at: int, right: Float32Array, x: Float32Array, spare: Float32Array, scale: Float32Array) -> None:
@@ -142,6 +146,11 @@ class MultigridCycle:
         kernels.relax(*up, coarse[2], one + one, x, -one, x, self._ones, x)
         kernels.relax(*matrix, x, one, x, second, right, self._ones, spare)
         kernels.relax(*matrix, spare, one, spare, first, right, scale, x)
+
+
+def threads_for(rows: int) -> int | None:
+    """Return how many threads a problem of so many rows is worth: None for all."""
+    return None if rows > _ALONE_UP_TO else 1
 
 
 def _chebyshev(lowest: float) -> tuple[np.float32, np.float32]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.linalg
 from scipy import sparse
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 from scipy.sparse.linalg import LinearOperator
@@ -23,13 +24,20 @@ from sparsespec import _eigensolvers
 from sparsespec._checks import check_count
 from sparsespec._eigensolvers import DidNotConvergeError, Float64Array, Proposal
 
-__all__ = ["EigenSolverError", "Eigenpairs", "LowRankAffinity", "laplacian", "smallest_eigenpairs"]
+__all__ = [
+    "EigenSolverError",
+    "Eigenpairs",
+    "LowRankAffinity",
+    "ThresholdedAffinity",
+    "laplacian",
+    "smallest_eigenpairs",
+]
 
-SOLVERS = ("auto", "amg-lobpcg", "arpack", "dense", "gram")
+SOLVERS = ("auto", "amg-lobpcg", "arpack", "dense", "gram", "sampled-lobpcg")
 
-# What "auto" does with a connected part, by measurement. Lanczos takes about as many products with the matrix as
-# information needs to cross the graph, times 13 (grids) to 27 (nearest neighbours over all tokens); multigrid takes 5 to
-# 20 cycles whatever the depth. Depth: hops from a token furthest from the first one to the token furthest from it.
+# What "auto" does with a connected part, by measurement. Lanczos takes 13 (grids) to 27 (nearest neighbours over all
+# tokens) products with the matrix for every hop that a graph is deep, multigrid 5 to 20 cycles whatever the depth.
+# Depth: hops from a token furthest from the first one to the token furthest from it.
 # Six pairs, residual 1e-5, real photographs but for the last line, two cores; docs/benchmarks.md has more of it.
 #
 #     graph                                    tokens   depth   arpack: products, ms   amg-lobpcg: iterations, ms
@@ -57,6 +65,9 @@ _DENSE_FALLBACK_UP_TO = 4096
 _AIM = 0.01
 _SYMMETRY_TOLERANCE = 1e-5
 _ROWS_AT_A_TIME = 1 << 16
+# Side of the tiles of an affinity that isn't formed (4 MB each), and size of the sample that its solution starts from.
+_TILE = 1024
+_SAMPLE = 1024
 
 
 class EigenSolverError(RuntimeError):
@@ -91,7 +102,7 @@ class Eigenpairs:
     residuals
         (k,) float64, ||L u - lambda u||_2.
     solver
-        What ran on the largest connected part that needed a solver: "amg-lobpcg", "arpack", "dense" or "gram";
+        What ran on the largest connected part that needed a solver: one of the solvers of :func:`smallest_eigenpairs`;
         "components" if the connected parts alone were the answer.
     iterations
         The most that any part took: iterations of LOBPCG, products with the matrix for ARPACK, 0 for direct solvers.
@@ -194,6 +205,131 @@ class _GramLaplacian(LinearOperator):
         return self
 
 
+class ThresholdedAffinity:
+    """The affinity W = max(F F', 0) of all pairs of tokens, never formed: tiles of it, of bounded size, come and go.
+
+    A product with it costs O(N^2 C) in single precision, whatever the number of columns up to about C / 4, and O(N C)
+    memory. :func:`smallest_eigenpairs` starts from the eigenvectors of a sample of the tokens, carried over to all by
+    Nystrom's formula (Fowlkes, Belongie, Chung, Malik, PAMI 2004), and needs a handful of products to certify and
+    correct them.
+
+    Parameters
+    ----------
+    features
+        (N, C) real numbers; a copy is kept as float32, divided by the largest magnitude, which changes no eigenvector.
+        A row of zeros is an isolated token.
+
+    Raises
+    ------
+    ValueError
+        Not two-dimensional, empty, or not finite.
+
+    Attributes
+    ----------
+    features
+        (N, C) float32, of magnitude at most 1.
+    degrees
+        (N,) float64, the row sums of max(F F', 0) for these features.
+    shape
+        (N, N).
+    """
+
+    def __init__(self, features: npt.ArrayLike) -> None:
+        array = np.asarray(features)
+        if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "fiub":
+            raise ValueError(
+                "features must be an (N, C) array of real numbers with N, C >= 1; "
+                f"its shape is {array.shape} and its dtype {array.dtype}"
+            )
+        largest = float(np.abs(array).max())
+        if not np.isfinite(largest):
+            raise ValueError("features must be finite; some values are NaN or infinity")
+        self.features: npt.NDArray[np.float32] = np.asarray(array / (largest or 1.0), np.float32)
+        self.shape = (len(array), len(array))
+        self.degrees: Float64Array = _thresholded_product(self.features, np.ones((len(array), 1)))[:, 0]
+
+    def laplacian(self) -> LinearOperator:
+        """Return the normalised Laplacian as an operator; rows of isolated tokens are zero."""
+        return _ThresholdedLaplacian(self.features, self.degrees)
+
+    def _links(self) -> Any:
+        """Link every token to the first of its connected part."""
+        n = len(self.features)
+        hub = np.full(n, -1)
+        for first in range(n):
+            if hub[first] >= 0:
+                continue
+            hub[first] = first
+            unseen = np.flatnonzero(hub < 0)
+            frontier = np.array([first])
+            while len(frontier) and len(unseen):
+                # Enough of the frontier at a time to reach most tokens, which needn't be asked about again.
+                some, frontier = frontier[:_TILE], frontier[_TILE:]
+                reached = np.zeros(len(unseen), bool)
+                for start in range(0, len(unseen), _TILE):
+                    part = unseen[start : start + _TILE]
+                    reached[start : start + _TILE] = ((self.features[part] @ self.features[some].T) > 0).any(axis=1)
+                hub[unseen[reached]] = first
+                frontier = np.concatenate([frontier, unseen[reached]])
+                unseen = unseen[~reached]
+        return sparse.csr_array((np.ones(n), (hub, np.arange(n))), shape=self.shape)
+
+
+class _ThresholdedLaplacian(LinearOperator):
+    """I - D^-1/2 max(F F', 0) D^-1/2, with zero rows where the degree is zero."""
+
+    def __init__(self, features: npt.NDArray[np.float32], degrees: Float64Array) -> None:
+        super().__init__(np.float64, (len(features), len(features)))
+        self.features, self.degrees = features, degrees
+        self.scale = 1.0 / np.sqrt(np.where(degrees > 0, degrees, 1.0))
+
+    def _matmat(self, x: Float64Array) -> Float64Array:
+        product = _thresholded_product(self.features, self.scale[:, None] * x)
+        return (self.degrees > 0)[:, None] * x - self.scale[:, None] * product
+
+    def _matvec(self, x: Float64Array) -> Float64Array:
+        return self._matmat(np.reshape(x, (-1, 1)))
+
+    def _adjoint(self) -> _ThresholdedLaplacian:
+        return self
+
+    def start(self, width: int) -> Float64Array:
+        """Return about ``width`` vectors (N, width): those of an evenly spaced sample, carried over to all tokens."""
+        n = len(self.features)
+        sample = np.arange(min(n, _SAMPLE)) * n // min(n, _SAMPLE)
+        chosen = self.features[sample]
+        weights = np.maximum(chosen @ chosen.T, 0).astype(np.float64)
+        degrees = weights.sum(axis=1)
+        root = np.sqrt(np.where(degrees > 0, degrees, 1.0))
+        count = min(width + 1, len(sample))
+        _, vectors = scipy.linalg.eigh(
+            weights / np.outer(root, root), subset_by_index=(len(sample) - count, len(sample) - 1)
+        )
+        vectors = vectors[:, ::-1][:, 1:] / root[:, None]
+        out = np.empty((n, vectors.shape[1]))
+        for first in range(0, n, _TILE):
+            tile = np.maximum(self.features[first : first + _TILE] @ chosen.T, 0)
+            out[first : first + _TILE] = tile @ vectors
+        return out * self.scale[:, None]
+
+
+def _thresholded_product(features: npt.NDArray[np.float32], x: Float64Array) -> Float64Array:
+    """Compute max(F F', 0) x for x (N, columns), tile by tile above the diagonal; each serves its mirror image too."""
+    n = len(features)
+    out = np.zeros(x.shape)
+    single = x.astype(np.float32)
+    for top in range(0, n, _TILE):
+        rows = slice(top, min(top + _TILE, n))
+        for left in range(top, n, _TILE):
+            columns = slice(left, min(left + _TILE, n))
+            tile = features[rows] @ features[columns].T
+            np.maximum(tile, 0, out=tile)
+            out[rows] += tile @ single[columns]
+            if left > top:
+                out[columns] += tile.T @ single[rows]
+    return out
+
+
 def laplacian(affinity_matrix: Any) -> Any:
     """Compute the symmetric normalised Laplacian L = I - D^-1/2 W D^-1/2.
 
@@ -203,7 +339,8 @@ def laplacian(affinity_matrix: Any) -> Any:
     Parameters
     ----------
     affinity_matrix
-        (N, N) SciPy sparse matrix or array of any format, ndarray, or :class:`LowRankAffinity`. Symmetric to within
+        (N, N) SciPy sparse matrix or array of any format, ndarray, :class:`LowRankAffinity` or :class:`ThresholdedAffinity`.
+        Symmetric to within
         1e-5 of its largest entry (the mean with its transpose is used) and not negative. It isn't changed.
 
     Returns
@@ -241,13 +378,14 @@ def smallest_eigenpairs(affinity_matrix: Any, k: int, solver: str = "auto", tol:
     Parameters
     ----------
     affinity_matrix
-        (N, N) SciPy sparse matrix or array of any format, ndarray, or :class:`LowRankAffinity`; see :func:`laplacian`.
-        It isn't changed.
+        (N, N) SciPy sparse matrix or array of any format, ndarray, :class:`LowRankAffinity` or
+        :class:`ThresholdedAffinity`; see :func:`laplacian`. It isn't changed.
     k
         1 to N.
     solver
         "auto"; "dense", O(N^3); "arpack", Lanczos on 2I - L; "amg-lobpcg", whose iterations don't grow with the size of
-        a grid; "gram", for a :class:`LowRankAffinity` only (which "amg-lobpcg" can't take).
+        a grid; "gram", for a :class:`LowRankAffinity` only, and "sampled-lobpcg", for a :class:`ThresholdedAffinity`
+        only (neither of which "amg-lobpcg" can take).
     tol
         Largest residual ||L u - lambda u||_2 that is accepted. Solvers aim a hundred times lower.
 
@@ -283,6 +421,11 @@ def smallest_eigenpairs(affinity_matrix: Any, k: int, solver: str = "auto", tol:
         raise ValueError("solver 'gram' is for a LowRankAffinity; use auto, amg-lobpcg, arpack or dense for a matrix")
     if solver == "amg-lobpcg" and low_rank:
         raise ValueError("solver 'amg-lobpcg' needs a matrix; use auto, gram, arpack or dense for a LowRankAffinity")
+    thresholded = isinstance(affinity_matrix, ThresholdedAffinity)
+    if solver == "sampled-lobpcg" and not thresholded:
+        raise ValueError("solver 'sampled-lobpcg' is for a ThresholdedAffinity; use auto, amg-lobpcg, arpack or dense")
+    if solver == "amg-lobpcg" and thresholded:
+        raise ValueError("solver 'amg-lobpcg' needs a matrix; use auto, arpack or dense for a ThresholdedAffinity")
     graph = _read(affinity_matrix)
     n = len(graph.degrees)
     if k > n:
@@ -332,6 +475,8 @@ class _Graph:
             return self.laplacian
         if isinstance(self.laplacian, _GramLaplacian):
             return _GramLaplacian(self.laplacian.scaled[members], self.laplacian.linked[members])
+        if isinstance(self.laplacian, _ThresholdedLaplacian):
+            return _ThresholdedLaplacian(self.laplacian.features[members], self.degrees[members])
         if not sparse.issparse(self.laplacian):
             return self.laplacian[members][:, members]
         # All that these tokens are linked to is among them.
@@ -358,6 +503,8 @@ def _read(affinity_matrix: Any) -> _Graph:
         hub = np.full(len(linked), linked[0] if len(linked) else 0)
         links = sparse.csr_array((np.ones(len(linked)), (hub, linked)), shape=(n, n))
         return _Graph(affinity_matrix.laplacian(), affinity_matrix.degrees.copy(), links, signed=True)
+    if isinstance(affinity_matrix, ThresholdedAffinity):
+        return _Graph(affinity_matrix.laplacian(), affinity_matrix.degrees.copy(), affinity_matrix._links())
     is_sparse = bool(sparse.issparse(affinity_matrix))
     if not is_sparse:
         affinity_matrix = np.asarray(affinity_matrix)
@@ -439,7 +586,7 @@ def _normalised(weights: Any, degrees: Float64Array) -> Any:
     root = np.where(linked, np.sqrt(degrees), 1.0)
     if isinstance(weights, np.ndarray):
         return np.diag(linked.astype(np.float64)) - weights / np.outer(root, root)
-    # Entry by entry beside the diagonal's, some rows at a time: a million tokens' matrix is not to be copied over again.
+    # Some rows at a time: beside the matrix of a million tokens there shouldn't be others of its size.
     n = len(degrees)
     own = weights.diagonal()
     added = linked & (own == 0)
@@ -527,18 +674,23 @@ def _plan(
     """Yield solvers in the order in which to try them."""
     n = len(null)
     low_rank = isinstance(part, _GramLaplacian)
+    thresholded = isinstance(part, _ThresholdedLaplacian)
     can_iterate = n > max(20, 3 * count)
     # A full matrix has no coarser copies worth building, unless one insists.
-    suits_amg = sparse.issparse(part) or (solver == "amg-lobpcg" and not low_rank)
+    suits_amg = sparse.issparse(part) or (solver == "amg-lobpcg" and not low_rank and not thresholded)
+    width = count + _eigensolvers.GUARD_VECTORS + 1
     able = {
         "gram": low_rank,
+        "sampled-lobpcg": thresholded and can_iterate and n > 5 * width,
         "arpack": can_iterate,
         "amg-lobpcg": suits_amg and can_iterate and n > 5 * (count + _eigensolvers.GUARD_VECTORS),
         "dense": n <= _DENSE_FALLBACK_UP_TO or solver == "dense" or not can_iterate,
     }
-    names = ["gram", "amg-lobpcg", "arpack", "dense"]
+    names = ["gram", "sampled-lobpcg", "amg-lobpcg", "arpack", "dense"]
     first = solver
-    if solver == "auto" and not low_rank:
+    if solver == "auto" and thresholded:
+        first = "dense" if n <= _DENSE_UP_TO else "sampled-lobpcg"
+    elif solver == "auto" and not low_rank:
         shallow = not sparse.issparse(part) or _depth(part) <= _ARPACK_DEPTH
         first = "dense" if n <= _DENSE_UP_TO else "arpack" if shallow else "amg-lobpcg"
         if first == "arpack" and can_iterate:
@@ -550,12 +702,18 @@ def _plan(
             continue
         if name == "gram":
             yield name, partial(_eigensolvers.gram, part.scaled, null, count)
+        elif name == "sampled-lobpcg":
+            yield name, partial(_sampled, part, null, count, aim, width)
         elif name == "amg-lobpcg":
             yield name, partial(_eigensolvers.amg_lobpcg, part, null, count, aim)
         elif name == "arpack":
             yield name, partial(_eigensolvers.arpack, part, null, count, aim)
         else:
             yield name, partial(_eigensolvers.dense, part, null, count, aim)
+
+
+def _sampled(part: _ThresholdedLaplacian, null: Float64Array, count: int, aim: float, width: int) -> Proposal:
+    return _eigensolvers.sampled_lobpcg(part, part.start(width), null, count, aim)
 
 
 def _depth(part: Any) -> int:

@@ -39,7 +39,7 @@ def _row_product(indices, data, start, stop, x, c):
 # float32. out may be base.
 @kernel(parallel=True, fastmath=True)
 def relax(indptr, indices, data, x, keep, base, weight, right, scale, out):
-    """out = scale (keep base + weight (right - A x)), scale by row: a sweep, a residual, a change of level."""
+    """Compute out = scale (keep base + weight (right - A x)), scale by row: a sweep, a residual, a change of level."""
     m = x.shape[1]
     for i in numba.prange(indptr.size - 1):
         held, moved = scale[i] * keep, scale[i] * weight
@@ -68,7 +68,7 @@ def relax(indptr, indices, data, x, keep, base, weight, right, scale, out):
 # data (nnz,), x (n, m), values (m,) float64; out (n, m) float32; squares (blocks of ROWS rows, m) float64.
 @kernel(parallel=True, fastmath=True)
 def residuals(indptr, indices, data, x, values, out, squares):
-    """out = A x - x values, by column, and the sums of squares of its entries in every block of rows."""
+    """Compute out = A x - x values, by column, and the sums of squares of its entries in every block of rows."""
     n, m = x.shape
     for block in numba.prange(squares.shape[0]):
         first = block * ROWS
