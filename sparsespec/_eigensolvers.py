@@ -15,31 +15,27 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import scipy.linalg
-from pyamg import smoothed_aggregation_solver
 from scipy import sparse
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
+from sparsespec._kernels import multigrid as kernels
+from sparsespec._kernels._compile import parallel_region
+from sparsespec._kernels.multigrid import COLUMNS, ROWS
+from sparsespec._multigrid import Matrix, MultigridCycle, threads_for
+
 Float64Array = npt.NDArray[np.float64]
 
-# Vectors that LOBPCG carries beyond those asked for. They cost a third more work in an iteration and save a third of
-# the iterations, and they let it find all the vectors of a repeated eigenvalue.
+# Vectors that LOBPCG carries at least beyond those asked for. They save a third of the iterations, and they let it find
+# all the vectors of a repeated eigenvalue.
 GUARD_VECTORS = 2
 
-# Added to the diagonal while the multigrid hierarchy is built: the coarse copies of a singular matrix are singular, and
-# rounding can push them below zero. The usual 1e-5 is more than the smallest eigenvalues of a large grid or a long
-# path, which the cycle then can't tell apart (22 iterations instead of 6 on a path of 20,000 tokens); no Cholesky
-# factor is taken here that would need so much.
-_AMG_SHIFT = 1e-9
-# Links weaker than half an average one aren't followed in making coarse tokens out of fine ones, and none above 0.05.
-# Following all takes 16 iterations instead of 11 on 48 neighbours, and loses small eigenvalues where weights span many
-# orders of magnitude.
-_AMG_STRENGTH = 0.5
-_AMG_STRENGTH_MOST = 0.05
-# Sizes below this are inverted outright.
-_AMG_COARSEST = 100
-# Damping of a smoother whose spectrum is bounded by 1: halves the upper part of it in one sweep.
-_DAMPING = 4.0 / 3.0
-_SWEEPS = 2
+# A coarse level of at most so many tokens is diagonalised for the start, and finer ones are improved up to a residual
+# of this part of the largest eigenvalue sought, in at most so many iterations.
+_DIRECT_UP_TO = 600
+_COARSE_TARGET = 0.05
+_COARSE_ITERATIONS = 6
+# What rounding leaves of a square of length 1, with a margin.
+_ROUNDING = 1e-12
 
 _MOST_RESTARTS = 1000
 _MAX_ITERATIONS = 200
@@ -67,11 +63,15 @@ class DidNotConvergeError(Exception):
 
 def dense(laplacian: Any, null: Float64Array, count: int, aim: float) -> Proposal:
     """Diagonalise the whole matrix: O(n^3)."""
+    return Proposal(_diagonalise(laplacian, null, count), 0)
+
+
+def _diagonalise(laplacian: Any, null: Float64Array, count: int) -> Float64Array:
     matrix = laplacian.toarray() if sparse.issparse(laplacian) else laplacian @ np.eye(len(null))
     # Lifts the null vector above the spectrum, which ends at 2.
     matrix = matrix + 3.0 * np.outer(null, null)
     _, vectors = scipy.linalg.eigh((matrix + matrix.T) / 2, subset_by_index=(0, count - 1))
-    return Proposal(vectors, 0)
+    return np.asarray(vectors)
 
 
 def gram(scaled: Float64Array, null: Float64Array, count: int) -> Proposal:
@@ -162,97 +162,172 @@ def arpack(laplacian: Any, null: Float64Array, count: int, aim: float, restarts:
 def amg_lobpcg(laplacian: Any, null: Float64Array, count: int, aim: float) -> Proposal:
     """Run LOBPCG, preconditioned by one multigrid cycle: iterations that don't grow with the size of a grid.
 
-    Knyazev, "Toward the optimal preconditioned eigensolver", SIAM J. Sci. Comput. 23 (2001), algorithm 5.1, with an
-    orthonormal basis of the whole trial space in each iteration instead of a generalised eigenproblem, so that no
-    Cholesky factor can fail.
+    Knyazev, "Toward the optimal preconditioned eigensolver", SIAM J. Sci. Comput. 23 (2001), algorithm 5.1. The start
+    comes from the same problem on the coarser levels, and there from the next coarser ones; ``iterations`` are those on
+    the matrix given.
     """
-    n = len(null)
-    laplacian = sparse.csr_array(laplacian)
-    cycle = MultigridCycle(laplacian, null)
-    width = count + GUARD_VECTORS
+    cycle = MultigridCycle(sparse.csr_array(laplacian), null)
+    width = -(-(count + GUARD_VECTORS) // COLUMNS) * COLUMNS
+    # The coarsest problem that has room for the trial space is solved outright.
+    direct = max((at for at, size in enumerate(cycle.sizes) if size > 3 * width), default=0)
+    vectors: Float64Array | None = None
+    iterations = 0
+    for at in range(direct, -1, -1):
+        level = cycle.levels[at]
+        if at == direct and at > 0 and len(level.null) <= _DIRECT_UP_TO:
+            vectors = _diagonalise(level.matrix, level.null, width)
+        else:
+            start = np.random.default_rng(0).standard_normal((len(level.null), width if vectors is None else 1))
+            if vectors is not None:
+                # One column knows nothing of the coarse level, in case something has no picture there.
+                finer = np.asarray(level.up @ vectors)
+                finer[:, -1] = start[:, 0]
+                start = finer
+            vectors, iterations = _lobpcg(cycle, at, start, count, aim)
+    assert vectors is not None
+    return Proposal(np.ascontiguousarray(vectors[:, :count]), iterations)
 
-    vectors = _orthonormal(np.random.default_rng(0).standard_normal((n, width)), null[:, None])
-    images = laplacian @ vectors
-    values, rotation = scipy.linalg.eigh(_symmetric(vectors.T @ images))
-    vectors, images = vectors @ rotation, images @ rotation
-    direction = np.empty((n, 0))
-    best, best_at, iteration = np.inf, 0, 0
+
+def _lobpcg(cycle: MultigridCycle, at: int, vectors: Float64Array, count: int, aim: float) -> tuple[Float64Array, int]:
+    """Improve ``vectors`` (n, width), in place, for one level of the hierarchy; return them and the iterations.
+
+    Vectors are kept in double precision, the corrections to them in single precision. The sums that decide are of the
+    numbers as stored, in double precision, so what single precision costs is a fraction of each correction, which the
+    next one puts right.
+    """
+    n, width = vectors.shape
+    null = cycle.levels[at].null
+    matrix = Matrix(cycle.levels[at].matrix, np.float64).arrays
+    blocks = -(-n // ROWS)
+    residual, correction, spare = (np.empty((n, width), np.float32) for _ in range(3))
+    direction = np.zeros((n, width), np.float32)
+    squares = np.empty((blocks, width))
+    best, best_at, iteration, parts = np.inf, 0, 0, 1
     while True:
-        residual = images - vectors * values
-        norms = np.linalg.norm(residual, axis=0)
-        worst = float(norms[:count].max())
-        target = _target(aim, values[count - 1])
+        sums = np.empty((blocks, 2, parts * width, parts * width + 1))
+        with parallel_region(threads_for(n)):
+            kernels.gram(*matrix, vectors, correction, direction, null, sums)
+            values, change = _ritz(sums.sum(axis=0), width)
+            kernels.advance(vectors, correction, direction, null, change)
+            kernels.residuals(*matrix, vectors, values, residual, squares)
+        worst = float(np.sqrt(squares.sum(axis=0)[:count].max()))
+        coarse = at > 0
+        target = _COARSE_TARGET * abs(values[count - 1]) if coarse else _target(aim, values[count - 1])
         if worst < best:
             best, best_at = worst, iteration
-        if worst <= target or iteration >= _MAX_ITERATIONS or iteration - best_at >= _PATIENCE:
-            return Proposal(vectors[:, :count], iteration)
-
+        if worst <= target or iteration >= (_COARSE_ITERATIONS if coarse else _MAX_ITERATIONS):
+            break
+        if iteration - best_at >= _PATIENCE:
+            break
+        cycle.solve(at, residual, correction, spare)
         iteration += 1
-        trial = np.column_stack([cycle(residual[:, norms > target]), direction])
-        trial = _orthonormal(trial, np.column_stack([null, vectors]))
-        basis = np.column_stack([vectors, trial])
-        images = np.column_stack([images, laplacian @ trial])
-        values, rotation = scipy.linalg.eigh(_symmetric(basis.T @ images), subset_by_index=(0, width - 1))
-        vectors, images = basis @ rotation, images @ rotation
-        direction = trial @ rotation[width:]
+        parts = min(iteration + 1, 3)
+    return vectors, iteration
 
 
-class MultigridCycle:
-    """One V-cycle of smoothed-aggregation multigrid, on all columns at once: an approximate inverse of the Laplacian.
-
-    PyAMG builds the hierarchy (Vaněk, Mandel, Brezina, Computing 56 (1996)). The prolongation is damped row by row,
-    since the other kind estimates a spectral radius from NumPy's global random numbers. The smoother is Jacobi with the
-    sum of each row's magnitudes in place of its diagonal (the l1 smoother of Baker, Falgout, Kolev and Yang, SIAM J.
-    Sci. Comput. 33 (2011)), which converges on any such matrix and, unlike Gauss-Seidel, takes many columns for little
-    more than the price of one.
+def _ritz(sums: Float64Array, width: int) -> tuple[Float64Array, Float64Array]:
+    """Rayleigh and Ritz in the span of S = [vectors, corrections, directions], beside the null vector.
 
     Parameters
     ----------
-    laplacian
-        (n, n) sparse, symmetric, positive semidefinite.
-    null
-        (n,) its null vector, which the coarse levels have to represent.
+    sums
+        (2, s, s + 1): S' L S, and S' [S, null].
+    width
+        Number of vectors; the first of S.
+
+    Returns
+    -------
+    values, change
+        (width,) ascending, and (s + 1, 2 width) combinations of [S, null]: the new vectors, and their part that isn't
+        in the old ones.
     """
+    size = sums.shape[1]
+    beside = sums[1, :, size]
+    energy = _symmetric(sums[0, :, :size])
+    mass = _symmetric(sums[1, :, :size] - np.outer(beside, beside))
+    old = _whiten(mass[:width, :width], np.diag(sums[1])[:width])
+    shared = old.T @ mass[:width, width:]
+    new = _whiten(mass[width:, width:] - shared.T @ shared, np.diag(sums[1])[width:size])
+    basis = np.zeros((size, old.shape[1] + new.shape[1]))
+    basis[:width, : old.shape[1]] = old
+    basis[:width, old.shape[1] :] = -old @ (shared @ new)
+    basis[width:, old.shape[1] :] = new
+    found, rotation = scipy.linalg.eigh(_symmetric(basis.T @ energy @ basis))
+    kept = min(width, len(found))
+    values = np.concatenate([found[:kept], np.full(width - kept, found[-1])])
+    change = np.zeros((size + 1, 2, width))
+    change[:size, 0, :kept] = basis @ rotation[:, :kept]
+    change[:size, 1, :kept] = basis[:, old.shape[1] :] @ rotation[old.shape[1] :, :kept]
+    change[size] = -np.tensordot(beside, change[:size], axes=1)
+    return values, change.reshape(size + 1, 2 * width)
 
-    def __init__(self, laplacian: Any, null: Float64Array) -> None:
-        shifted = sparse.csr_array(laplacian + _AMG_SHIFT * sparse.eye_array(len(null)))
-        # The class and the index type that every release of PyAMG takes without a warning.
-        matrix = sparse.csr_matrix(
-            (shifted.data, shifted.indices.astype(np.int32), shifted.indptr.astype(np.int32)), shape=shifted.shape
-        )
-        hierarchy = smoothed_aggregation_solver(
-            matrix,
-            B=null[:, None].copy(),
-            strength=("symmetric", {"theta": min(_AMG_STRENGTH_MOST, _AMG_STRENGTH * len(null) / matrix.nnz)}),
-            smooth=("jacobi", {"omega": _DAMPING, "weighting": "local"}),
-            max_coarse=_AMG_COARSEST,
-            max_levels=20,
-        )
-        self._matrices = [sparse.csr_array(level.A) for level in hierarchy.levels]
-        self._up = [sparse.csr_array(level.P) for level in hierarchy.levels[:-1]]
-        self._down = [sparse.csr_array(prolongation.T) for prolongation in self._up]
-        sums = [np.asarray(abs(matrix).sum(axis=1))[:, None] for matrix in self._matrices]
-        # A coarse token that stands for no fine one has an empty row.
-        self._steps = [_DAMPING / np.where(total > 0, total, 1.0) for total in sums]
-        self._coarsest = scipy.linalg.pinvh(self._matrices[-1].toarray())
 
-    @property
-    def sizes(self) -> list[int]:
-        """Unknowns on each level, finest first."""
-        return [matrix.shape[0] for matrix in self._matrices]
+def _whiten(mass: Float64Array, lengths: Float64Array) -> Float64Array:
+    """Return combinations of columns with Gram matrix ``mass`` that are orthonormal, without those that add nothing.
 
-    def __call__(self, right: Float64Array, level: int = 0) -> Float64Array:
-        """Solve approximately for each column of ``right`` (n, columns)."""
-        if level == len(self._up):
-            return self._coarsest @ right
-        matrix, step = self._matrices[level], self._steps[level]
-        x = step * right
-        for _ in range(_SWEEPS - 1):
-            x += step * (right - matrix @ x)
-        x += self._up[level] @ self(self._down[level] @ (right - matrix @ x), level + 1)
-        for _ in range(_SWEEPS):
-            x += step * (right - matrix @ x)
-        return x
+    ``lengths`` are the squared lengths of the columns before anything was taken away from them.
+    """
+    squares = np.diag(mass)
+    alive = squares > _ROUNDING * lengths
+    scale = np.where(alive, 1.0 / np.sqrt(np.where(alive, squares, 1.0)), 0.0)
+    values, rotation = np.linalg.eigh(mass * np.outer(scale, scale))
+    kept = values > _ROUNDING * max(1, len(values))
+    return np.asarray(scale[:, None] * rotation[:, kept] / np.sqrt(values[kept]))
+
+
+def sampled_lobpcg(laplacian: Any, start: Float64Array, null: Float64Array, count: int, aim: float) -> Proposal:
+    """Run LOBPCG without a preconditioner, from vectors (n, width) that are close already, for an expensive matrix.
+
+    A product with the matrix takes all columns of a block at once, and there is one in each iteration.
+    """
+    vectors = _orthonormal(start, null[:, None])
+    images = laplacian @ vectors
+    width = vectors.shape[1]
+    values, rotation = scipy.linalg.eigh(_symmetric(vectors.T @ images))
+    vectors, images = vectors @ rotation, images @ rotation
+    direction = along = np.empty((len(null), 0))
+    best, best_at, iteration = np.inf, 0, 0
+    while True:
+        residual = images - vectors * values
+        worst = float(np.linalg.norm(residual, axis=0)[:count].max())
+        if worst < best:
+            best, best_at = worst, iteration
+        if worst <= _target(aim, values[count - 1]) or iteration - best_at >= 2 or iteration >= _MAX_ITERATIONS:
+            return Proposal(vectors[:, :count], iteration)
+        iteration += 1
+        known = np.column_stack([null, vectors])
+        trial = _orthonormal(residual, known)
+        basis = np.column_stack([vectors, trial])
+        images = np.column_stack([images, laplacian @ trial])
+        if direction.shape[1]:
+            # Combinations of what was multiplied before cost no product.
+            weights = _beside(direction, np.column_stack([null, basis]))
+            further = direction @ weights[1] - np.column_stack([null, basis]) @ weights[0]
+            images = np.column_stack([images, along @ weights[1] - images @ weights[0][1:]])
+            basis = np.column_stack([basis, further])
+        values, rotation = scipy.linalg.eigh(_symmetric(basis.T @ images), subset_by_index=(0, width - 1))
+        direction, along = basis[:, width:] @ rotation[width:], images[:, width:] @ rotation[width:]
+        vectors, images = basis @ rotation, images @ rotation
+
+
+def _beside(vectors: Float64Array, basis: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """Return (a, b) with orthonormal columns in vectors b - basis a, orthogonal to the orthonormal basis."""
+    shared = basis.T @ vectors
+    mass = vectors.T @ vectors
+    b = _whiten(mass - shared.T @ shared, np.diag(mass))
+    return shared @ b, b
+
+
+def _orthonormal(vectors: Float64Array, against: Float64Array) -> Float64Array:
+    """Return an orthonormal basis of the vectors, orthogonal to ``against``; columns that add nothing are dropped."""
+    for _ in range(2):  # the second time for what rounding left
+        vectors = vectors - against @ (against.T @ vectors)
+        length = np.linalg.norm(vectors, axis=0)
+        vectors = vectors[:, length > 0] / length[length > 0]
+        squares, rotation = np.linalg.eigh(vectors.T @ vectors)
+        kept = squares > 1e-14 * vectors.shape[1]
+        vectors = vectors @ (rotation[:, kept] / np.sqrt(squares[kept]))
+    return vectors
 
 
 def rayleigh_ritz(laplacian: Any, null: Float64Array, vectors: Float64Array) -> tuple[Float64Array, Float64Array]:
@@ -268,15 +343,3 @@ def _target(aim: float, value: float) -> float:
 
 def _symmetric(matrix: Float64Array) -> Float64Array:
     return (matrix + matrix.T) / 2
-
-
-def _orthonormal(vectors: Float64Array, against: Float64Array) -> Float64Array:
-    """Return an orthonormal basis of the vectors, orthogonal to ``against``; columns that add nothing are dropped."""
-    for _ in range(2):  # the second time for what rounding left
-        vectors = vectors - against @ (against.T @ vectors)
-        length = np.linalg.norm(vectors, axis=0)
-        vectors = vectors[:, length > 0] / length[length > 0]
-        squares, rotation = np.linalg.eigh(vectors.T @ vectors)
-        kept = squares > 1e-14 * vectors.shape[1]
-        vectors = vectors @ (rotation[:, kept] / np.sqrt(squares[kept]))
-    return vectors

@@ -15,34 +15,48 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.linalg
 from scipy import sparse
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import breadth_first_order, connected_components
 from scipy.sparse.linalg import LinearOperator
 
 from sparsespec import _eigensolvers
 from sparsespec._checks import check_count
 from sparsespec._eigensolvers import DidNotConvergeError, Float64Array, Proposal
 
-__all__ = ["EigenSolverError", "Eigenpairs", "LowRankAffinity", "laplacian", "smallest_eigenpairs"]
+__all__ = [
+    "EigenSolverError",
+    "Eigenpairs",
+    "LowRankAffinity",
+    "ThresholdedAffinity",
+    "laplacian",
+    "smallest_eigenpairs",
+]
 
-SOLVERS = ("auto", "amg-lobpcg", "arpack", "dense", "gram")
+SOLVERS = ("auto", "amg-lobpcg", "arpack", "dense", "gram", "sampled-lobpcg")
 
-# What "auto" does with a connected part of so many tokens, by measurement: six pairs, one core, milliseconds.
+# What "auto" does with a connected part, by measurement. Lanczos takes 13 (grids) to 27 (nearest neighbours over all
+# tokens) products with the matrix for every hop that a graph is deep, multigrid 5 to 20 cycles whatever the depth.
+# Depth: hops from a token furthest from the first one to the token furthest from it.
+# Six pairs, residual 1e-5, real photographs but for the last line, two cores; docs/benchmarks.md has more of it.
 #
-#     tokens                     8 neighbours          48 neighbours         20 nearest, in clusters
-#                                arpack  amg-lobpcg    arpack  amg-lobpcg    arpack  amg-lobpcg
-#        300 (dense: 4)               5      7              5      7              2       6
-#      1,000 (dense: 52 to 63)       13     11             10     14              5      13
-#      4,000 (dense: seconds)        56     30             48     72             16      52
-#     30,000                      1,276    258            869    693            197     669
+#     graph                                    tokens   depth   arpack: products, ms   amg-lobpcg: iterations, ms
+#     nearest 20 over all tokens                  768      10          136       6              8      20
+#                                               4,096      10          213      40              9     138
+#                                              16,384       9          252     288             13     461
+#     nearest 10 over all tokens               16,384      12          310     344             11     611
+#     3 rows and columns, all, regions          8,100      30          413     135              9     159
+#     1 row and column, regions                 2,025      44          490      28              8      28
+#     1 row and column                          4,096      63          834     135              8      44
+#                                              16,384     127        1,347   1,183              7     105
+#     nearest 8 of 3 rows and columns          16,384      97        2,394   2,620              8     163
+#     random links in clusters                  4,000       5          274      40             59     235
 #
-# So: dense while it costs nothing, then ARPACK with so many restarts, then multigrid. On large graphs the few restarts
-# are enough where the gaps are wide, and take a fifth of the time of multigrid where they aren't; on others they keep a
-# long thin graph, which would take ARPACK seconds, from doing so.
+# So: dense while it costs nothing; ARPACK where no token is far from another; multigrid elsewhere, and where ARPACK
+# hasn't finished after so many restarts (about ten products each), as on weak links that hops don't show.
 _DENSE_UP_TO = 256
-_MANY_RESTARTS_UP_TO = 4096
-_MANY_RESTARTS = 64
-_FEW_RESTARTS = 8
+_ARPACK_DEPTH = 50
+_ARPACK_RESTARTS = 100
 # Beyond this a dense matrix is no longer a fallback: 4,096 tokens take 0.4 GB and seconds.
 _DENSE_FALLBACK_UP_TO = 4096
 
@@ -50,6 +64,10 @@ _DENSE_FALLBACK_UP_TO = 4096
 # the gap to the next eigenvalue, and the last two digits cost a few iterations.
 _AIM = 0.01
 _SYMMETRY_TOLERANCE = 1e-5
+_ROWS_AT_A_TIME = 1 << 16
+# Side of the tiles of an affinity that isn't formed (4 MB each), and size of the sample that its solution starts from.
+_TILE = 1024
+_SAMPLE = 1024
 
 
 class EigenSolverError(RuntimeError):
@@ -84,7 +102,7 @@ class Eigenpairs:
     residuals
         (k,) float64, ||L u - lambda u||_2.
     solver
-        What ran on the largest connected part that needed a solver: "amg-lobpcg", "arpack", "dense" or "gram";
+        What ran on the largest connected part that needed a solver: one of the solvers of :func:`smallest_eigenpairs`;
         "components" if the connected parts alone were the answer.
     iterations
         The most that any part took: iterations of LOBPCG, products with the matrix for ARPACK, 0 for direct solvers.
@@ -187,6 +205,131 @@ class _GramLaplacian(LinearOperator):
         return self
 
 
+class ThresholdedAffinity:
+    """The affinity W = max(F F', 0) of all pairs of tokens, never formed: tiles of it, of bounded size, come and go.
+
+    A product with it costs O(N^2 C) in single precision, whatever the number of columns up to about C / 4, and O(N C)
+    memory. :func:`smallest_eigenpairs` starts from the eigenvectors of a sample of the tokens, carried over to all by
+    Nystrom's formula (Fowlkes, Belongie, Chung, Malik, PAMI 2004), and needs a handful of products to certify and
+    correct them.
+
+    Parameters
+    ----------
+    features
+        (N, C) real numbers; a copy is kept as float32, divided by the largest magnitude, which changes no eigenvector.
+        A row of zeros is an isolated token.
+
+    Raises
+    ------
+    ValueError
+        Not two-dimensional, empty, or not finite.
+
+    Attributes
+    ----------
+    features
+        (N, C) float32, of magnitude at most 1.
+    degrees
+        (N,) float64, the row sums of max(F F', 0) for these features.
+    shape
+        (N, N).
+    """
+
+    def __init__(self, features: npt.ArrayLike) -> None:
+        array = np.asarray(features)
+        if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "fiub":
+            raise ValueError(
+                "features must be an (N, C) array of real numbers with N, C >= 1; "
+                f"its shape is {array.shape} and its dtype {array.dtype}"
+            )
+        largest = float(np.abs(array).max())
+        if not np.isfinite(largest):
+            raise ValueError("features must be finite; some values are NaN or infinity")
+        self.features: npt.NDArray[np.float32] = np.asarray(array / (largest or 1.0), np.float32)
+        self.shape = (len(array), len(array))
+        self.degrees: Float64Array = _thresholded_product(self.features, np.ones((len(array), 1)))[:, 0]
+
+    def laplacian(self) -> LinearOperator:
+        """Return the normalised Laplacian as an operator; rows of isolated tokens are zero."""
+        return _ThresholdedLaplacian(self.features, self.degrees)
+
+    def _links(self) -> Any:
+        """Link every token to the first of its connected part."""
+        n = len(self.features)
+        hub = np.full(n, -1)
+        for first in range(n):
+            if hub[first] >= 0:
+                continue
+            hub[first] = first
+            unseen = np.flatnonzero(hub < 0)
+            frontier = np.array([first])
+            while len(frontier) and len(unseen):
+                # Enough of the frontier at a time to reach most tokens, which needn't be asked about again.
+                some, frontier = frontier[:_TILE], frontier[_TILE:]
+                reached = np.zeros(len(unseen), bool)
+                for start in range(0, len(unseen), _TILE):
+                    part = unseen[start : start + _TILE]
+                    reached[start : start + _TILE] = ((self.features[part] @ self.features[some].T) > 0).any(axis=1)
+                hub[unseen[reached]] = first
+                frontier = np.concatenate([frontier, unseen[reached]])
+                unseen = unseen[~reached]
+        return sparse.csr_array((np.ones(n), (hub, np.arange(n))), shape=self.shape)
+
+
+class _ThresholdedLaplacian(LinearOperator):
+    """I - D^-1/2 max(F F', 0) D^-1/2, with zero rows where the degree is zero."""
+
+    def __init__(self, features: npt.NDArray[np.float32], degrees: Float64Array) -> None:
+        super().__init__(np.float64, (len(features), len(features)))
+        self.features, self.degrees = features, degrees
+        self.scale = 1.0 / np.sqrt(np.where(degrees > 0, degrees, 1.0))
+
+    def _matmat(self, x: Float64Array) -> Float64Array:
+        product = _thresholded_product(self.features, self.scale[:, None] * x)
+        return (self.degrees > 0)[:, None] * x - self.scale[:, None] * product
+
+    def _matvec(self, x: Float64Array) -> Float64Array:
+        return self._matmat(np.reshape(x, (-1, 1)))
+
+    def _adjoint(self) -> _ThresholdedLaplacian:
+        return self
+
+    def start(self, width: int) -> Float64Array:
+        """Return about ``width`` vectors (N, width): those of an evenly spaced sample, carried over to all tokens."""
+        n = len(self.features)
+        sample = np.arange(min(n, _SAMPLE)) * n // min(n, _SAMPLE)
+        chosen = self.features[sample]
+        weights = np.maximum(chosen @ chosen.T, 0).astype(np.float64)
+        degrees = weights.sum(axis=1)
+        root = np.sqrt(np.where(degrees > 0, degrees, 1.0))
+        count = min(width + 1, len(sample))
+        _, vectors = scipy.linalg.eigh(
+            weights / np.outer(root, root), subset_by_index=(len(sample) - count, len(sample) - 1)
+        )
+        vectors = vectors[:, ::-1][:, 1:] / root[:, None]
+        out = np.empty((n, vectors.shape[1]))
+        for first in range(0, n, _TILE):
+            tile = np.maximum(self.features[first : first + _TILE] @ chosen.T, 0)
+            out[first : first + _TILE] = tile @ vectors
+        return out * self.scale[:, None]
+
+
+def _thresholded_product(features: npt.NDArray[np.float32], x: Float64Array) -> Float64Array:
+    """Compute max(F F', 0) x for x (N, columns), tile by tile above the diagonal; each serves its mirror image too."""
+    n = len(features)
+    out = np.zeros(x.shape)
+    single = x.astype(np.float32)
+    for top in range(0, n, _TILE):
+        rows = slice(top, min(top + _TILE, n))
+        for left in range(top, n, _TILE):
+            columns = slice(left, min(left + _TILE, n))
+            tile = features[rows] @ features[columns].T
+            np.maximum(tile, 0, out=tile)
+            out[rows] += tile @ single[columns]
+            if left > top:
+                out[columns] += tile.T @ single[rows]
+    return out
+
+
 def laplacian(affinity_matrix: Any) -> Any:
     """Compute the symmetric normalised Laplacian L = I - D^-1/2 W D^-1/2.
 
@@ -196,7 +339,8 @@ def laplacian(affinity_matrix: Any) -> Any:
     Parameters
     ----------
     affinity_matrix
-        (N, N) SciPy sparse matrix or array of any format, ndarray, or :class:`LowRankAffinity`. Symmetric to within
+        (N, N) SciPy sparse matrix or array of any format, ndarray, :class:`LowRankAffinity` or :class:`ThresholdedAffinity`.
+        Symmetric to within
         1e-5 of its largest entry (the mean with its transpose is used) and not negative. It isn't changed.
 
     Returns
@@ -234,13 +378,14 @@ def smallest_eigenpairs(affinity_matrix: Any, k: int, solver: str = "auto", tol:
     Parameters
     ----------
     affinity_matrix
-        (N, N) SciPy sparse matrix or array of any format, ndarray, or :class:`LowRankAffinity`; see :func:`laplacian`.
-        It isn't changed.
+        (N, N) SciPy sparse matrix or array of any format, ndarray, :class:`LowRankAffinity` or
+        :class:`ThresholdedAffinity`; see :func:`laplacian`. It isn't changed.
     k
         1 to N.
     solver
         "auto"; "dense", O(N^3); "arpack", Lanczos on 2I - L; "amg-lobpcg", whose iterations don't grow with the size of
-        a grid; "gram", for a :class:`LowRankAffinity` only (which "amg-lobpcg" can't take).
+        a grid; "gram", for a :class:`LowRankAffinity` only, and "sampled-lobpcg", for a :class:`ThresholdedAffinity`
+        only (neither of which "amg-lobpcg" can take).
     tol
         Largest residual ||L u - lambda u||_2 that is accepted. Solvers aim a hundred times lower.
 
@@ -276,6 +421,11 @@ def smallest_eigenpairs(affinity_matrix: Any, k: int, solver: str = "auto", tol:
         raise ValueError("solver 'gram' is for a LowRankAffinity; use auto, amg-lobpcg, arpack or dense for a matrix")
     if solver == "amg-lobpcg" and low_rank:
         raise ValueError("solver 'amg-lobpcg' needs a matrix; use auto, gram, arpack or dense for a LowRankAffinity")
+    thresholded = isinstance(affinity_matrix, ThresholdedAffinity)
+    if solver == "sampled-lobpcg" and not thresholded:
+        raise ValueError("solver 'sampled-lobpcg' is for a ThresholdedAffinity; use auto, amg-lobpcg, arpack or dense")
+    if solver == "amg-lobpcg" and thresholded:
+        raise ValueError("solver 'amg-lobpcg' needs a matrix; use auto, arpack or dense for a ThresholdedAffinity")
     graph = _read(affinity_matrix)
     n = len(graph.degrees)
     if k > n:
@@ -325,7 +475,15 @@ class _Graph:
             return self.laplacian
         if isinstance(self.laplacian, _GramLaplacian):
             return _GramLaplacian(self.laplacian.scaled[members], self.laplacian.linked[members])
-        return self.laplacian[members][:, members]
+        if isinstance(self.laplacian, _ThresholdedLaplacian):
+            return _ThresholdedLaplacian(self.laplacian.features[members], self.degrees[members])
+        if not sparse.issparse(self.laplacian):
+            return self.laplacian[members][:, members]
+        # All that these tokens are linked to is among them.
+        rows = self.laplacian[members]
+        number = np.empty(len(self.degrees), rows.indices.dtype)
+        number[members] = np.arange(len(members))
+        return sparse.csr_array((rows.data, number[rows.indices], rows.indptr), shape=(len(members), len(members)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -345,6 +503,8 @@ def _read(affinity_matrix: Any) -> _Graph:
         hub = np.full(len(linked), linked[0] if len(linked) else 0)
         links = sparse.csr_array((np.ones(len(linked)), (hub, linked)), shape=(n, n))
         return _Graph(affinity_matrix.laplacian(), affinity_matrix.degrees.copy(), links, signed=True)
+    if isinstance(affinity_matrix, ThresholdedAffinity):
+        return _Graph(affinity_matrix.laplacian(), affinity_matrix.degrees.copy(), affinity_matrix._links())
     is_sparse = bool(sparse.issparse(affinity_matrix))
     if not is_sparse:
         affinity_matrix = np.asarray(affinity_matrix)
@@ -354,15 +514,25 @@ def _read(affinity_matrix: Any) -> _Graph:
     if kind not in "fiub":
         raise ValueError(f"affinity_matrix must hold real numbers; its dtype is {affinity_matrix.dtype}")
     if is_sparse:
-        weights = sparse.csr_array(affinity_matrix, dtype=np.float64, copy=True)
-        weights.sum_duplicates()
+        # Shares the caller's arrays where it can, so nothing below may write to them.
+        weights = sparse.csr_array(affinity_matrix)
+        if not weights.has_canonical_format:
+            weights = weights.copy()
+            weights.sum_duplicates()
+        weights = sparse.csr_array(
+            (weights.data.astype(np.float64, copy=False), weights.indices, weights.indptr), shape=weights.shape
+        )
         entries = weights.data
     else:
         weights = entries = affinity_matrix.astype(np.float64)
     _check_entries(entries)
     # The product of two degrees below this would leave float64.
-    entries[entries < np.finfo(np.float64).tiny] = 0.0
-    if is_sparse:
+    tiny = np.finfo(np.float64).tiny
+    if not is_sparse:
+        entries[entries < tiny] = 0.0
+    elif entries.min(initial=1.0) < tiny:
+        weights = weights.copy()
+        weights.data[weights.data < tiny] = 0.0
         weights.eliminate_zeros()
     weights = _symmetrised(weights)
     with np.errstate(over="ignore"):
@@ -373,14 +543,26 @@ def _read(affinity_matrix: Any) -> _Graph:
 
 
 def _check_entries(entries: Float64Array) -> None:
-    if not np.isfinite(entries).all():
+    # NaN goes through a minimum or maximum.
+    smallest, largest = entries.min(initial=0.0), entries.max(initial=0.0)
+    if not (np.isfinite(smallest) and np.isfinite(largest)):
         count = np.count_nonzero(~np.isfinite(entries))
         raise ValueError(f"affinity_matrix must be finite; {count} of its entries are NaN or infinity")
-    if (entries < 0).any():
-        raise ValueError(f"affinity_matrix must not be negative; its smallest entry is {entries.min():.6g}")
+    if smallest < 0:
+        raise ValueError(f"affinity_matrix must not be negative; its smallest entry is {smallest:.6g}")
 
 
 def _symmetrised(weights: Any) -> Any:
+    if sparse.issparse(weights):
+        mirror = weights.T.tocsr()
+        same = (
+            np.array_equal(mirror.indptr, weights.indptr)
+            and np.array_equal(mirror.indices, weights.indices)
+            and np.array_equal(mirror.data, weights.data)
+        )
+        del mirror
+        if same:
+            return weights
     difference = abs(weights - weights.T)
     largest = difference.max()
     if largest == 0:
@@ -391,23 +573,44 @@ def _symmetrised(weights: Any) -> Any:
             f"entries of at most {weights.max():.6g}"
         )
     mean = 0.5 * weights + 0.5 * weights.T
-    return sparse.csr_array(mean) if sparse.issparse(weights) else mean
+    if not sparse.issparse(weights):
+        return mean
+    mean = sparse.csr_array(mean)
+    mean.sort_indices()
+    return mean
 
 
 def _normalised(weights: Any, degrees: Float64Array) -> Any:
-    root = np.sqrt(degrees)
-    linked = (degrees > 0).astype(np.float64)
+    linked = degrees > 0
+    # An isolated token's row is empty or zero already, so the divisor only has to be something.
+    root = np.where(linked, np.sqrt(degrees), 1.0)
     if isinstance(weights, np.ndarray):
-        # An isolated token's row is zero already, so the divisor only has to be something.
-        root = np.where(degrees > 0, root, 1.0)
-        return np.diag(linked) - weights / np.outer(root, root)
-    rows = np.repeat(np.arange(len(degrees)), np.diff(weights.indptr))
-    # One division by the product, and not two divisions, keeps the result exactly symmetric.
-    data = weights.data / (root[rows] * root[weights.indices])
-    scaled = sparse.csr_array((data, weights.indices, weights.indptr), shape=weights.shape)
-    result = sparse.csr_array(sparse.diags_array(linked) - scaled)
-    result.sort_indices()
-    return result
+        return np.diag(linked.astype(np.float64)) - weights / np.outer(root, root)
+    # Some rows at a time: beside the matrix of a million tokens there shouldn't be others of its size.
+    n = len(degrees)
+    own = weights.diagonal()
+    added = linked & (own == 0)
+    shift = np.concatenate([[0], np.cumsum(added)])
+    indptr = (weights.indptr + shift).astype(weights.indptr.dtype)
+    indices = np.empty(indptr[-1], weights.indices.dtype)
+    data = np.empty(indptr[-1])
+    below = np.empty(n, np.intp)
+    for first in range(0, n, _ROWS_AT_A_TIME):
+        last = min(first + _ROWS_AT_A_TIME, n)
+        here = slice(weights.indptr[first], weights.indptr[last])
+        rows = np.repeat(np.arange(first, last), np.diff(weights.indptr[first : last + 1]))
+        columns = weights.indices[here]
+        after = columns > rows
+        place = np.arange(here.start, here.stop) + shift[rows] + (after & added[rows])
+        indices[place] = columns
+        # One division by the product, and not two divisions, keeps the result exactly symmetric.
+        data[place] = -weights.data[here] / (root[rows] * root[columns])
+        below[first:last] = np.bincount(rows[columns < rows] - first, minlength=last - first)
+    diagonal = indptr[:-1] + below
+    token = np.flatnonzero(linked)
+    indices[diagonal[token]] = token
+    data[diagonal[token]] = 1.0 - own[token] / (root[token] * root[token])
+    return sparse.csr_array((data, indices, indptr), shape=weights.shape)
 
 
 def _links(weights: Any) -> Any:
@@ -471,34 +674,63 @@ def _plan(
     """Yield solvers in the order in which to try them."""
     n = len(null)
     low_rank = isinstance(part, _GramLaplacian)
+    thresholded = isinstance(part, _ThresholdedLaplacian)
     can_iterate = n > max(20, 3 * count)
     # A full matrix has no coarser copies worth building, unless one insists.
-    suits_amg = sparse.issparse(part) or (solver == "amg-lobpcg" and not low_rank)
+    suits_amg = sparse.issparse(part) or (solver == "amg-lobpcg" and not low_rank and not thresholded)
+    width = count + _eigensolvers.GUARD_VECTORS + 1
     able = {
         "gram": low_rank,
+        "sampled-lobpcg": thresholded and can_iterate and n > 5 * width,
         "arpack": can_iterate,
         "amg-lobpcg": suits_amg and can_iterate and n > 5 * (count + _eigensolvers.GUARD_VECTORS),
         "dense": n <= _DENSE_FALLBACK_UP_TO or solver == "dense" or not can_iterate,
     }
-    names = ["gram", "amg-lobpcg", "arpack", "dense"]
+    names = ["gram", "sampled-lobpcg", "amg-lobpcg", "arpack", "dense"]
     first = solver
-    if solver == "auto" and not low_rank:
-        first = "dense" if n <= _DENSE_UP_TO else "trial"
-    if first == "trial" and can_iterate:
-        restarts = _MANY_RESTARTS if n <= _MANY_RESTARTS_UP_TO else _FEW_RESTARTS
-        yield "arpack", partial(_eigensolvers.arpack, part, null, count, aim, restarts=restarts)
+    if solver == "auto" and thresholded:
+        first = "dense" if n <= _DENSE_UP_TO else "sampled-lobpcg"
+    elif solver == "auto" and not low_rank:
+        shallow = not sparse.issparse(part) or _depth(part) <= _ARPACK_DEPTH
+        first = "dense" if n <= _DENSE_UP_TO else "arpack" if shallow else "amg-lobpcg"
+        if first == "arpack" and can_iterate:
+            yield first, partial(_eigensolvers.arpack, part, null, count, aim, restarts=_ARPACK_RESTARTS)
+            first = "amg-lobpcg"
     names.sort(key=lambda name: name != first)
     for name in names:
         if not able[name]:
             continue
         if name == "gram":
             yield name, partial(_eigensolvers.gram, part.scaled, null, count)
+        elif name == "sampled-lobpcg":
+            yield name, partial(_sampled, part, null, count, aim, width)
         elif name == "amg-lobpcg":
             yield name, partial(_eigensolvers.amg_lobpcg, part, null, count, aim)
         elif name == "arpack":
             yield name, partial(_eigensolvers.arpack, part, null, count, aim)
         else:
             yield name, partial(_eigensolvers.dense, part, null, count, aim)
+
+
+def _sampled(part: _ThresholdedLaplacian, null: Float64Array, count: int, aim: float, width: int) -> Proposal:
+    return _eigensolvers.sampled_lobpcg(part, part.start(width), null, count, aim)
+
+
+def _depth(part: Any) -> int:
+    """Count the hops from the token furthest from the first one to the token furthest from it, in a connected graph."""
+    depth, start = 0, 0
+    for _ in range(2):
+        order, before = breadth_first_order(part, start)
+        place = np.empty(len(order), np.intp)
+        place[order] = np.arange(len(order))
+        # Where the token each was reached from stands in the order: this never falls.
+        parent = place[before[order[1:]]]
+        depth, reached = 0, 1
+        while reached < len(order):
+            reached = 1 + int(np.searchsorted(parent, reached))
+            depth += 1
+        start = int(order[-1])
+    return depth
 
 
 def _signs(vectors: Float64Array) -> Float64Array:

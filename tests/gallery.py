@@ -73,11 +73,13 @@ def ring_of_cliques(count: int, size: int, link: float = 0.05) -> Graph:
 
 
 def _chain(n: int) -> Any:
-    return sparse.csr_array(np.eye(n, k=1) + np.eye(n, k=-1))
+    ones = np.ones(max(n - 1, 0))
+    return sparse.csr_array(sparse.diags_array([ones, ones], offsets=[1, -1], shape=(n, n)))
 
 
 def _ring(n: int) -> Any:
-    shift = np.roll(np.eye(n), 1, axis=1)
+    token = np.arange(n)
+    shift = sparse.csr_array((np.ones(n), (token, (token + 1) % n)), shape=(n, n))
     return sparse.csr_array(shift + shift.T)
 
 
