@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from sparsespec._threads import available_cpus
 from sparsespec.models import read_trunk_metadata, resolve
@@ -37,15 +38,28 @@ _Floats = npt.NDArray[np.float32]
 
 DEFAULT_LONG_SIDE = 448
 """Pixels of the network's input along the longer side of the image."""
-DEFAULT_MAX_TOKENS = 4096
+DEFAULT_MAX_TOKENS = 8192
 """Tokens of one run of the network; a larger grid is run in tiles."""
 
 _CPU = "CPUExecutionProvider"
-_TILE_OVERLAP = 8
+_TILE_TOKENS = 4096
+"""Tokens of a tile at most: the time for one token grows with the number of tokens it is seen with."""
+_TILE_OVERLAP = 4
 """Tokens that neighbouring tiles share, at least, unless tiles are tiny."""
+_TILES_PER_VIEW = 4
+_MOST_VIEWS = 8
+_VIEW_WIDTH = 0.7
+"""Standard deviation of the smoothing of what the views correct, in distances between the tokens of one view."""
 _TABLES_KEPT = 4
 _CUBIC_A = -0.75
 _ROUNDING = 1e-5
+
+
+class _DefaultSide(int):
+    """Says that no long side was given, and what it is then."""
+
+
+_NO_SIDE_GIVEN = _DefaultSide(DEFAULT_LONG_SIDE)
 
 # A session must not be destroyed in a forked child: it would wait for threads that only the parent has.
 _ORPHANS: list[Any] = []
@@ -76,7 +90,7 @@ class TokenFeatures:
     scale : float
         Pixels of the network's input per pixel of the image, the same for both axes.
     info : dict
-        ``model``, ``provider``, ``threads``, ``tiles`` (how many runs) and ``seconds``.
+        ``model``, ``provider``, ``threads``, ``tiles``, ``views``, ``context_tokens`` (in all views) and ``seconds``.
     """
 
     queries: _Floats
@@ -104,8 +118,9 @@ class Backbone:
         platform's own (Core ML on macOS, DirectML on Windows), then the CPU, as far as they are installed.
     threads : int, optional
         Threads of one run; the default is the number of processors granted to this process.
-    max_tokens : int, default 4096
-        A larger token grid is run in overlapping tiles of at most so many tokens, which bounds the memory.
+    max_tokens : int, default 8192
+        A larger token grid is run in overlapping tiles of at most so many tokens, which bounds the memory: some 45 kB
+        for each token of one run beside the features of the whole image.
 
     Raises
     ------
@@ -179,22 +194,43 @@ class Backbone:
         """Execution providers in use, best first; opens the session."""
         return tuple(self._open().get_providers())
 
-    def features(self, image: npt.NDArray[Any], *, long_side: int | None = DEFAULT_LONG_SIDE) -> TokenFeatures:
+    def features(
+        self,
+        image: Any,
+        *,
+        long_side: int | None = _NO_SIDE_GIVEN,
+        scale: float | None = None,
+        megapixels: float | None = None,
+    ) -> TokenFeatures:
         """Compute the queries, keys and values of every token of an image.
 
-        The image is brought to size by :func:`fit_to_grid`, normalised as the model wants it, and run. When its grid
-        has more than ``max_tokens`` tokens it is run in overlapping tiles, whose features are blended with linear
-        ramps. A tile gets its part of the position table of the whole grid, so that a token has the same position
-        whether or not the image was tiled; what a tile lacks is the attention to tokens outside it. (A table of its own
-        for each tile was tried. On six photographs at long side 896 cut into tiles of at most 1024 tokens, keys had a
-        mean cosine of 0.966 to those of the untiled image that way, against 0.984 this way.)
+        The image is brought to size by :func:`fit_to_grid`, normalised as the model wants it, and run, in one piece
+        when its grid has no more than ``max_tokens`` tokens. A larger grid is run in overlapping tiles, whose features
+        are blended with linear ramps. A tile gets its part of the position table of the whole grid, so that a token has
+        the same position whether or not the image was tiled; what it lacks is the attention to tokens outside it. That
+        is made up for by views: runs of a thinned grid, every n-th token of the whole image with its own pixels and
+        position. At these tokens a view has seen the whole image and a tile hasn't; the difference, smoothed, is added
+        to the features of the tiles. There is one view for four tiles, eight at most.
+
+        How near that comes to the image in one piece: on ten photographs each of four sets, long side 672 and tiles of
+        at most 1024 tokens, keys had a mean cosine of 0.996 to those of the whole, against 0.990 with tiles alone, and
+        of 0.993 and 0.980 on eight photographs at 896. Labels agreed on 94 % of the pixels, against 92 % with tiles
+        alone. (Features of the 8-bit and the float32 model in one piece, cosine 0.9997, agree on 98 %.) Where labels
+        must not depend on tiles, raise ``max_tokens``: the time for one token on two cores is 0.11 ms in runs of 1024
+        tokens, 0.27 ms in runs of 4096 and 0.50 ms in runs of 8192.
 
         Parameters
         ----------
-        image : (H, W, 3) array
-            RGB in [0, 1], float32 (other float types are converted).
+        image : (H, W, 3) array or pixel source
+            RGB: uint8 or uint16 (full range), or of a float type in [0, 1]. A source has a ``shape``, a ``dtype`` and a
+            method ``read(top, left, bottom, right)`` that returns that part of the image as an array. The image is read
+            in parts, and only a tile of it is held as floating point numbers at a time.
         long_side : int or None, default 448
             Pixels of the network's input along the longer side; None leaves the image at its size.
+        scale : float, optional
+            Pixels of the network's input per pixel of the image, instead of ``long_side``; 1 leaves it at its size.
+        megapixels : float, optional
+            Most millions of pixels of the network's input, instead of ``long_side``. A smaller image stays as it is.
 
         Returns
         -------
@@ -203,71 +239,102 @@ class Backbone:
         Raises
         ------
         ValueError
-            On another shape or type, values that aren't finite or not in [0, 1], or a ``long_side`` below 1.
+            On another shape or type, values that aren't finite or not in [0, 1], a ``long_side`` below 1, a ``scale``
+            or ``megapixels`` that isn't a positive number, or more than one of the three.
         ImportError
             Without ONNX Runtime.
         ProviderError
             When a provider that was asked for can't be used.
         """
-        image = _checked(image)
+        source = _UnitPixels(image)
+        fitted = _fitted(source, _wanted_scale(source.shape, long_side, scale, megapixels), self.patch_size)
         start = time.perf_counter()
         session = self._open()
-        patch = self.patch_size
-        fitted, scale = fit_to_grid(image, long_side, patch)
-        grid = (fitted.shape[0] // patch, fitted.shape[1] // patch)
-        tiles = token_tiles(grid, self._max_tokens)
-        if len(tiles) == 1:
-            queries, keys, values = self._run(session, fitted, grid, tiles[0])
+        tokens = fitted.grid[0] * fitted.grid[1]
+        views: list[_View] = []
+        if tokens <= self._max_tokens:
+            tiles = [(0, 0, *fitted.grid)]
+            queries, keys, values = self._run(session, fitted.pixels(tiles[0]), self._positions(fitted.grid))
         else:
-            queries, keys, values = self._run_tiles(session, fitted, grid, tiles)
+            most = min(self._max_tokens, _TILE_TOKENS)
+            tiles = token_tiles(fitted.grid, most)
+            views = _views(fitted.grid, most, len(tiles))
+            queries, keys, values = self._run_tiles(session, fitted, tiles, views, _overlap(most))
         info = {
             "model": self.name,
             "provider": session.get_providers()[0],
             "threads": self._threads,
             "tiles": len(tiles),
+            "views": len(views),
+            "context_tokens": sum(len(view.rows) for view in views),
             "seconds": time.perf_counter() - start,
         }
-        shape = (int(image.shape[0]), int(image.shape[1]))
-        return TokenFeatures(queries, keys, values, grid, patch, shape, scale, info)
+        return TokenFeatures(queries, keys, values, fitted.grid, self.patch_size, source.shape[:2], fitted.scale, info)
 
-    def _run(
-        self, session: Any, pixels: _Floats, grid: tuple[int, int], tile: tuple[int, int, int, int]
-    ) -> tuple[_Floats, _Floats, _Floats]:
-        """Run the graph on one tile of an image in [0, 1] whose token grid is ``grid``."""
-        positions = self._positions(grid, tile)
-        top, left, bottom, right = (side * self.patch_size for side in tile)
-        part = (pixels[top:bottom, left:right] - self._metadata.mean) / self._metadata.std
-        feeds = {"image": np.ascontiguousarray(part.transpose(2, 0, 1))[None], "positions": positions[None]}
-        queries, keys, values = session.run(["queries", "keys", "values"], feeds)
+    def _run(self, session: Any, pixels: _Floats, positions: _Floats) -> tuple[_Floats, _Floats, _Floats]:
+        """Run the graph on pixels in [0, 1], (H, W, 3), and the rows of its position input."""
+        feed = np.empty((1, 3, *pixels.shape[:2]), np.float32)
+        for channel, plane in enumerate(feed[0]):
+            np.subtract(pixels[..., channel], self._metadata.mean[channel], out=plane)
+            plane /= self._metadata.std[channel]
+        queries, keys, values = session.run(
+            ["queries", "keys", "values"], {"image": feed, "positions": positions[None]}
+        )
         return queries[0], keys[0], values[0]
 
     def _run_tiles(
-        self, session: Any, pixels: _Floats, grid: tuple[int, int], tiles: Sequence[tuple[int, int, int, int]]
+        self,
+        session: Any,
+        fitted: _Fitted,
+        tiles: Sequence[tuple[int, int, int, int]],
+        views: Sequence[_View],
+        overlap: int,
     ) -> tuple[_Floats, _Floats, _Floats]:
-        total = np.zeros((3, *grid, self._metadata.embed_dim), np.float32)
+        grid, patch, table = fitted.grid, self.patch_size, self._metadata.positions
+        totals = [np.zeros((*grid, self._metadata.embed_dim), np.float32) for _ in range(3)]
         weights = np.zeros(grid, np.float32)
-        overlap = _overlap(self._max_tokens)
+        patches = [np.empty((patch, len(view.rows), patch, 3), np.float32) for view in views]
         for tile in tiles:
             top, left, bottom, right = tile
+            pixels = fitted.pixels(tile)
+            for view, held in zip(views, patches, strict=True):
+                view.collect(held, pixels, tile)
             weight = np.outer(_ramp(top, bottom, grid[0], overlap), _ramp(left, right, grid[1], overlap))
-            for into, features in zip(total, self._run(session, pixels, grid, tile), strict=True):
-                into[top:bottom, left:right] += weight[..., None] * features.reshape(*weight.shape, -1)
+            found = self._run(session, pixels, self._rows(resize_positions(table, grid, window=tile)))
+            for total, features in zip(totals, found, strict=True):
+                total[top:bottom, left:right] += weight[..., None] * features.reshape(*weight.shape, -1)
             weights[top:bottom, left:right] += weight
-        total /= weights[..., None]
-        queries, keys, values = total.reshape(3, grid[0] * grid[1], -1)
+        for total in totals:
+            total /= weights[..., None]
+        # All differences are taken before any is added, so that the order of the views doesn't matter.
+        lattice = tuple(len(side) for side in views[0].lattice)
+        corrections = [np.zeros((*lattice, self._metadata.embed_dim), np.float32) for _ in range(3)]
+        while patches:
+            view = views[len(patches) - 1]
+            held = patches.pop()
+            positions = _positions_at(table, grid, view.rows, view.columns)
+            found = self._run(session, held.reshape(patch, -1, 3), self._rows(positions))
+            for correction, total, features in zip(corrections, totals, found, strict=True):
+                correction[view.places] = features - total[view.rows, view.columns]
+        for total, correction in zip(totals, corrections, strict=True):
+            _add_smoothly(total, correction, views[0])
+        queries, keys, values = (total.reshape(grid[0] * grid[1], -1) for total in totals)
         return queries, keys, values
 
-    def _positions(self, grid: tuple[int, int], tile: tuple[int, int, int, int]) -> _Floats:
-        """Return the rows of the graph's position input, resized now or kept from the last few sizes seen."""
+    def _rows(self, positions: _Floats) -> _Floats:
+        """Put the class token's row before those of the tokens."""
+        return np.concatenate([self._metadata.class_row[None], positions.reshape(-1, positions.shape[-1])])
+
+    def _positions(self, grid: tuple[int, int]) -> _Floats:
+        """Return the rows of a whole grid, resized now or kept from the last few sizes seen."""
         with self._lock:
-            rows = self._tables.get((*grid, *tile))
+            rows = self._tables.get(grid)
             if rows is not None:
-                self._tables.move_to_end((*grid, *tile))
+                self._tables.move_to_end(grid)
                 return rows
-        table = resize_positions(self._metadata.positions, grid, window=tile)
-        rows = np.concatenate([self._metadata.class_row[None], table.reshape(-1, table.shape[-1])])
+        rows = self._rows(resize_positions(self._metadata.positions, grid))
         with self._lock:
-            self._tables[(*grid, *tile)] = rows
+            self._tables[grid] = rows
             while len(self._tables) > _TABLES_KEPT:
                 self._tables.popitem(last=False)
         return rows
@@ -331,17 +398,114 @@ def _open_session(path: str, asked: tuple[str, ...] | None, threads: int) -> Any
     return session
 
 
-def _checked(image: npt.NDArray[Any]) -> _Floats:
-    image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ValueError(f"image must be (H, W, 3) and not empty, got shape {image.shape}")
-    if image.dtype.kind != "f":
-        raise ValueError(f"image must be of a float type with values in [0, 1], got {image.dtype}")
-    low, high = float(image.min()), float(image.max())
-    # Written so that NaN, which min and max hand on, fails as well; resizing can leave the range by a rounding error.
-    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
-        raise ValueError(f"image must have finite values in [0, 1], found values from {low:g} to {high:g}")
-    return image.astype(np.float32, copy=False)
+class _UnitPixels:
+    """A pixel source, or an array as one, whose parts are float32 in [0, 1]."""
+
+    def __init__(self, image: Any) -> None:
+        self._read = image.read if hasattr(image, "read") else None
+        self._image = image if self._read else np.asarray(image)
+        shape = tuple(int(size) for size in self._image.shape)
+        if len(shape) != 3 or shape[2] != 3 or 0 in shape:
+            raise ValueError(f"image must be (H, W, 3) and not empty, got shape {shape}")
+        dtype = np.dtype(self._image.dtype)
+        if dtype.kind != "f" and dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"image must be uint8, uint16 or of a float type with values in [0, 1], got {dtype}")
+        self.shape = shape
+        self._largest = None if dtype.kind == "f" else int(np.iinfo(dtype).max)
+
+    def read(self, top: int, left: int, bottom: int, right: int) -> _Floats:
+        if self._read is None:
+            part = self._image[top:bottom, left:right]
+        else:
+            part = np.asarray(self._read(top, left, bottom, right))
+        if self._largest is not None:
+            unit = part.astype(np.float32)
+            unit /= self._largest
+            return unit
+        low, high = float(part.min()), float(part.max())
+        # Written so that NaN, which min and max hand on, fails as well; resizing can leave the range by rounding.
+        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
+            raise ValueError(f"image must have finite values in [0, 1], found values from {low:g} to {high:g}")
+        return part.astype(np.float32, copy=False)
+
+
+def _wanted_scale(
+    shape: tuple[int, ...], long_side: int | None, scale: float | None, megapixels: float | None
+) -> float:
+    """Return the network's pixels per pixel of the image that the arguments of ``features`` ask for."""
+    side = None if isinstance(long_side, _DefaultSide) else long_side
+    asked = {"long_side": side, "scale": scale, "megapixels": megapixels}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if len(given) > 1:
+        said = " and ".join(f"{name}={value!r}" for name, value in given.items())
+        raise ValueError(f"long_side, scale and megapixels exclude each other, got {said}")
+    for name in given.keys() - {"long_side"}:
+        if isinstance(given[name], bool) or not (np.isfinite(given[name]) and given[name] > 0):
+            raise ValueError(f"{name} must be a positive number, got {given[name]!r}")
+    if scale is not None:
+        return float(scale)
+    if megapixels is not None:
+        return min(1.0, math.sqrt(megapixels * 1e6 / (shape[0] * shape[1])))
+    return _scale_to(shape, long_side)
+
+
+def _scale_to(shape: tuple[int, ...], long_side: int | None) -> float:
+    if long_side is None:
+        return 1.0
+    if long_side < 1:
+        raise ValueError(f"long_side must be at least 1 pixel or None, got {long_side!r}")
+    return long_side / max(shape[:2])
+
+
+@dataclass(frozen=True, eq=False)
+class _Fitted:
+    """An image as the network sees it, made in parts on demand.
+
+    Attributes
+    ----------
+    source
+        Array or pixel source.
+    scale
+        New pixels per old pixel.
+    content
+        Rows and columns of the resized image; what lies beyond them in the grid is its mirror image.
+    patch_size
+        Side of a token, pixels.
+    """
+
+    source: Any
+    scale: float
+    content: tuple[int, int]
+    patch_size: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        height, width = (-(-side // self.patch_size) for side in self.content)
+        return height, width
+
+    def pixels(self, tile: tuple[int, int, int, int]) -> _Floats:
+        """Make the pixels of a tile of tokens."""
+        top, left, bottom, right = (side * self.patch_size for side in tile)
+        rows, columns = _mirrored(top, bottom, self.content[0]), _mirrored(left, right, self.content[1])
+        first, begin = int(rows.min()), int(columns.min())
+        window = (first, begin, int(rows.max()) + 1, int(columns.max()) + 1)
+        part = resize(self.source, self.content, scale=self.scale, window=window)
+        if len(rows) > len(part):
+            part = part[rows - first]
+        if len(columns) > part.shape[1]:
+            part = part[:, columns - begin]
+        return part
+
+
+def _mirrored(start: int, stop: int, size: int) -> npt.NDArray[np.int64]:
+    """Return the coordinates, inside an axis of ``size`` that is continued by mirror images, of a range."""
+    place = np.arange(start, stop) % (2 * size)
+    return np.where(place < size, place, 2 * size - 1 - place)
+
+
+def _fitted(source: Any, scale: float, patch_size: int) -> _Fitted:
+    height, width = (max(1, round(side * scale)) for side in source.shape[:2])
+    return _Fitted(source, scale, (height, width), patch_size)
 
 
 def fit_to_grid(image: _Floats, long_side: int | None, patch_size: int) -> tuple[_Floats, float]:
@@ -372,19 +536,8 @@ def fit_to_grid(image: _Floats, long_side: int | None, patch_size: int) -> tuple
     ValueError
         On a ``long_side`` below 1.
     """
-    height, width = image.shape[:2]
-    if long_side is None:
-        scale, fitted = 1.0, image
-    else:
-        if long_side < 1:
-            raise ValueError(f"long_side must be at least 1 pixel or None, got {long_side!r}")
-        scale = long_side / max(height, width)
-        shape = (max(1, round(height * scale)), max(1, round(width * scale)))
-        fitted = resize(image, shape, scale=scale)
-    down, right = (-size % patch_size for size in fitted.shape[:2])
-    if down or right:
-        fitted = np.pad(fitted, ((0, down), (0, right), (0, 0)), mode="symmetric")
-    return fitted, scale
+    fitted = _fitted(image, _scale_to(image.shape, long_side), patch_size)
+    return fitted.pixels((0, 0, *fitted.grid)), fitted.scale
 
 
 def resize_positions(
@@ -418,6 +571,18 @@ def resize_positions(
     vertical, horizontal = _cubic_weights(rows, grid[0])[top:bottom], _cubic_weights(columns, grid[1])[left:right]
     tall = (vertical @ table.astype(np.float64).reshape(rows, columns * channels)).reshape(-1, columns, channels)
     return np.matmul(horizontal, tall).astype(np.float32)
+
+
+def _positions_at(
+    table: _Floats, grid: tuple[int, int], rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
+) -> _Floats:
+    """Return the positions (n, C) of single tokens of a grid."""
+    found = np.empty((len(rows), table.shape[2]), np.float32)
+    for row in np.unique(rows):
+        here = rows == row
+        line = resize_positions(table, grid, window=(int(row), 0, int(row) + 1, grid[1]))
+        found[here] = line[0, columns[here]]
+    return found
 
 
 @functools.lru_cache(maxsize=64)
@@ -500,3 +665,85 @@ def _ramp(start: int, stop: int, size: int, overlap: int) -> _Floats:
     if stop < size:
         weight[len(weight) - overlap :] = rise[::-1]
     return weight
+
+
+@dataclass(frozen=True, eq=False)
+class _View:
+    """A thinned token grid, to be run at once: part of a lattice over the whole grid.
+
+    Attributes
+    ----------
+    rows, columns
+        (n,) of its tokens in the grid.
+    places
+        Row and column, (n,) each, of its tokens in the lattice.
+    lattice
+        The rows and the columns of the grid that the lattice of all views is made of.
+    spacing
+        Distance between neighbouring tokens of this view, in tokens down and across.
+    """
+
+    rows: npt.NDArray[np.int64]
+    columns: npt.NDArray[np.int64]
+    places: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+    lattice: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+    spacing: tuple[float, float]
+
+    def collect(self, held: _Floats, pixels: _Floats, tile: tuple[int, int, int, int]) -> None:
+        """Copy its patches out of the pixels of a tile, into (patch, n, patch, 3)."""
+        top, left, bottom, right = tile
+        patch = held.shape[0]
+        inside = (self.rows >= top) & (self.rows < bottom) & (self.columns >= left) & (self.columns < right)
+        patches = pixels.reshape(bottom - top, patch, right - left, patch, 3)
+        held[:, inside] = patches[self.rows[inside] - top, :, self.columns[inside] - left].transpose(1, 0, 2, 3)
+
+
+# Views i, j, ... take the tokens (row, column) of the lattice where (row * step + column) % count is i, j, ...: these
+# steps leave the tokens of a view farthest from each other.
+_LATTICE_STEPS = (0, 0, 1, 1, 2, 2, 2, 2, 3)
+
+
+def _views(grid: tuple[int, int], most: int, tiles: int) -> list[_View]:
+    """Thin a grid to what is seen at once, for a grid that is run in so many tiles of at most ``most`` tokens."""
+    count = min(_MOST_VIEWS, math.ceil(tiles / _TILES_PER_VIEW))
+    # The classes of a lattice differ a little in size.
+    held = most if count == 1 else count * (most - count)
+    share = min(1.0, math.sqrt(held / (grid[0] * grid[1])))
+    height = min(grid[0], held, max(1, round(grid[0] * share)))
+    width = min(grid[1], held // height)
+    row, column = np.mgrid[0:height, 0:width]
+    number = (row * _LATTICE_STEPS[count] + column) % count
+    sizes = np.bincount(number.ravel(), minlength=count)
+    if sizes.max() > most or sizes.min() == 0:
+        number = (row * width + column) % count
+    lattice = (_spread(grid[0], height), _spread(grid[1], width))
+    thinned = math.sqrt(count)
+    spacing = (grid[0] / height * thinned, grid[1] / width * thinned)
+    views = []
+    for k in range(count):
+        places = np.nonzero(number == k)
+        views.append(_View(lattice[0][places[0]], lattice[1][places[1]], places, lattice, spacing))
+    return views
+
+
+def _spread(size: int, count: int) -> npt.NDArray[np.int64]:
+    """Choose ``count`` of ``size`` places, evenly."""
+    return ((np.arange(count) + 0.5) * size / count).astype(np.int64)
+
+
+def _add_smoothly(total: _Floats, correction: _Floats, view: _View) -> None:
+    """Add to every token what a Gaussian makes of the corrections at the tokens of the lattice around it."""
+    height, width, channels = total.shape
+    down = _smoothing(height, view.lattice[0], _VIEW_WIDTH * view.spacing[0])
+    across = _smoothing(width, view.lattice[1], _VIEW_WIDTH * view.spacing[1])
+    flat = correction.reshape(len(view.lattice[0]), -1)
+    for row in range(height):
+        total[row] += across @ (down[row : row + 1] @ flat).reshape(-1, channels)
+
+
+def _smoothing(size: int, places: npt.NDArray[np.int64], width: float) -> Any:
+    """Build the (size, len(places)) matrix of Gaussian weights along one axis, each row of sum one."""
+    distance = np.abs(np.arange(size)[:, None] - places) / width
+    weights = np.where(distance <= 3, np.exp(-0.5 * distance**2), 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return sparse.csr_array(weights.astype(np.float32))

@@ -74,7 +74,7 @@ def test_what_features_holds(net: Backbone) -> None:
     assert found.info["model"] == net.name == "dinov2-vits14-int8"
     assert found.info["provider"] == net.providers[0]
     assert found.info["threads"] == 1
-    assert found.info["tiles"] == 1
+    assert (found.info["tiles"], found.info["views"], found.info["context_tokens"]) == (1, 0, 0)
     assert found.info["seconds"] > 0
 
 
@@ -139,7 +139,8 @@ def test_input_is_not_changed_and_may_be_read_only(net: Backbone) -> None:
         (np.zeros((4, 4), np.float32), r"must be \(H, W, 3\)"),
         (np.zeros((4, 4, 4), np.float32), r"must be \(H, W, 3\)"),
         (np.zeros((0, 4, 3), np.float32), "not empty"),
-        (np.zeros((4, 4, 3), np.uint8), "uint8"),
+        (np.zeros((4, 4, 3), np.int32), "uint8, uint16 or of a float type.*int32"),
+        (np.zeros((4, 4, 3), bool), "bool"),
         (np.full((4, 4, 3), np.nan), "finite"),
         (np.full((4, 4, 3), np.inf), "finite"),
         (np.full((4, 4, 3), 255.0), r"\[0, 1\].*255"),
@@ -158,9 +159,100 @@ def test_one_nan_is_enough(net: Backbone) -> None:
         net.features(image)
 
 
+class Source:
+    """A picture that is read by window, and remembers the windows."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels, self.shape, self.dtype = pixels, pixels.shape, pixels.dtype
+        self.windows: list[tuple[int, int, int, int]] = []
+
+    def read(self, top: int, left: int, bottom: int, right: int) -> np.ndarray:
+        assert 0 <= top < bottom <= self.shape[0]
+        assert 0 <= left < right <= self.shape[1]
+        self.windows.append((top, left, bottom, right))
+        return self.pixels[top:bottom, left:right].copy()
+
+    def most_read(self) -> int:
+        return max((bottom - top) * (right - left) for top, left, bottom, right in self.windows)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("max_tokens", [8192, 40])
+def test_types_and_sources_give_the_same_bytes(dtype: type, max_tokens: int) -> None:
+    image = picture(100, 150)
+    largest = 1 if dtype is np.float32 else np.iinfo(dtype).max
+    pixels = (image * largest).round().astype(dtype) if largest > 1 else image
+    as_float = pixels.astype(np.float32) / np.float32(largest)
+    net = Backbone(threads=1, max_tokens=max_tokens)
+    for asked in ({"long_side": 112}, {"scale": 1.0}):
+        expected = net.features(as_float, **asked)
+        for other in (pixels, Source(pixels)):
+            found = net.features(other, **asked)
+            assert found.image_shape == (100, 150)
+            assert found.keys.tobytes() == expected.keys.tobytes()
+            assert found.values.tobytes() == expected.values.tobytes()
+
+
+def test_source_with_bad_values(net: Backbone) -> None:
+    with pytest.raises(ValueError, match=r"finite values in \[0, 1\].*2"):
+        net.features(Source(np.full((20, 20, 3), 2, np.float32)))
+    with pytest.raises(ValueError, match=r"must be \(H, W, 3\).*\(20, 20\)"):
+        net.features(Source(np.zeros((20, 20), np.uint8)))
+
+
+def test_large_picture_is_read_in_small_parts() -> None:
+    source = Source((picture(700, 900) * 255).astype(np.uint8))
+    net = Backbone(threads=1, max_tokens=100)
+    for asked in ({"scale": 1.0}, {"scale": 0.25}):
+        source.windows.clear()
+        found = net.features(source, **asked)
+        assert found.info["tiles"] > 2
+        # A tile of 100 tokens and the margin of the filter.
+        tokens_of_one = (14 / asked["scale"]) ** 2
+        assert source.most_read() < 1.5 * 100 * tokens_of_one
+        # Overlaps are read twice, nothing more often than that.
+        assert sum((w[2] - w[0]) * (w[3] - w[1]) for w in source.windows) < 2.5 * 700 * 900
+
+
+@pytest.mark.parametrize(
+    ("asked", "scale"),
+    [
+        ({}, 448 / 160),
+        ({"long_side": 80}, 0.5),
+        ({"long_side": None}, 1.0),
+        ({"scale": 1}, 1.0),
+        ({"scale": 0.3}, 0.3),
+        ({"scale": 1.25, "long_side": None}, 1.25),
+        ({"megapixels": 120 * 160 / 4e6}, 0.5),
+        ({"megapixels": 12.0}, 1.0),
+    ],
+)
+def test_size_of_the_input(net: Backbone, asked: dict[str, Any], scale: float) -> None:
+    found = net.features(picture(120, 160), **asked)
+    assert found.scale == pytest.approx(scale)
+    assert found.grid == tuple(-(-round(side * scale) // 14) for side in (120, 160))
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"long_side": 0}, "long_side must be at least 1 pixel or None, got 0"),
+        ({"scale": 0.0}, "scale must be a positive number, got 0.0"),
+        ({"scale": float("nan")}, "scale must be a positive number, got nan"),
+        ({"scale": True}, "scale must be a positive number, got True"),
+        ({"megapixels": -2}, "megapixels must be a positive number, got -2"),
+        ({"megapixels": float("inf")}, "megapixels must be a positive number, got inf"),
+        ({"scale": 1.0, "megapixels": 2}, "exclude each other, got scale=1.0 and megapixels=2"),
+        ({"scale": 0.5, "long_side": 448}, "exclude each other, got long_side=448 and scale=0.5"),
+        ({"megapixels": 1, "long_side": 600}, "exclude each other, got long_side=600 and megapixels=1"),
+    ],
+)
+def test_bad_size_of_the_input(net: Backbone, asked: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        net.features(picture(9, 9), **asked)
+
+
 def test_bad_arguments(net: Backbone) -> None:
-    with pytest.raises(ValueError, match="long_side"):
-        net.features(picture(9, 9), long_side=0)
     with pytest.raises(ValueError, match="threads"):
         Backbone(threads=0)
     with pytest.raises(ValueError, match="max_tokens"):
@@ -269,27 +361,38 @@ def test_tiles_waste_little() -> None:
         assert run < 1.35 * grid[0] * grid[1]
 
 
-def test_tiled_features_resemble_untiled_ones(net: Backbone) -> None:
+def test_tiled_features_resemble_untiled_ones(net: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     image = picture(240, 320)
     whole = net.features(image, long_side=322)
-    tiled = Backbone(threads=1, max_tokens=200).features(image, long_side=322)
+    tiling = Backbone(threads=1, max_tokens=200)
+    tiled = tiling.features(image, long_side=322)
     assert tiled.grid == whole.grid == (18, 23)
-    assert tiled.info["tiles"] > 1
-    assert cosine(whole.keys, tiled.keys).mean() > 0.93
-    assert cosine(whole.values, tiled.values).mean() > 0.85
+    assert (tiled.info["tiles"], tiled.info["views"]) == (3, 1)
+    assert 150 < tiled.info["context_tokens"] <= 200
+    monkeypatch.setattr(backbone, "_add_smoothly", lambda *_: None)
+    alone = tiling.features(image, long_side=322)
+    for name, least in (("queries", 0.9), ("keys", 0.97), ("values", 0.88)):
+        similarity = cosine(getattr(whole, name), getattr(tiled, name)).mean()
+        assert similarity > least, name
+        # The view takes away a good part of what the tiles miss.
+        missed = 1 - cosine(getattr(whole, name), getattr(alone, name)).mean()
+        assert 1 - similarity < 0.75 * missed, name
+
+
+def mean_colours(session: Any, pixels: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Stand in for the network: features that repeat the mean colour of each token."""
+    height, width = (side // 14 for side in pixels.shape[:2])
+    assert len(positions) == height * width + 1
+    tokens = pixels.reshape(height, 14, width, 14, 3).mean((1, 3)).reshape(-1, 3)
+    features = np.tile(tokens, 128).astype(np.float32)
+    return features, 2 * features, -features
 
 
 def test_blending_is_an_average(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles that return what stands in the picture must be put together to the picture."""
     net = Backbone(threads=1, max_tokens=36)
 
-    def mean_colour(session: Any, pixels: np.ndarray, grid: tuple[int, int], tile: tuple[int, ...]) -> tuple[Any, ...]:
-        top, left, bottom, right = tile
-        tokens = pixels.reshape(grid[0], 14, grid[1], 14, 3).mean((1, 3))[top:bottom, left:right].reshape(-1, 3)
-        features = np.tile(tokens, 128).astype(np.float32)
-        return features, 2 * features, -features
-
-    monkeypatch.setattr(net, "_run", mean_colour)
+    monkeypatch.setattr(net, "_run", mean_colours)
     image = picture(14 * 13, 14 * 17)
     found = net.features(image, long_side=None)
     assert found.info["tiles"] > 4
@@ -297,6 +400,96 @@ def test_blending_is_an_average(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(found.queries[:, :3], expected, atol=1e-6)
     np.testing.assert_allclose(found.keys, 2 * found.queries, atol=1e-6)
     np.testing.assert_allclose(found.values, -found.queries, atol=1e-6)
+
+
+def test_views_take_away_what_a_tile_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When each tile is off by its own constant, the corrected features are not."""
+    net = Backbone(threads=1, max_tokens=64)
+    runs = itertools.count()
+
+    def off_by_a_constant(session: Any, pixels: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+        is_view = pixels.shape[0] == 14
+        offset = np.float32(0 if is_view else 1 + next(runs) % 3)
+        queries, keys, values = mean_colours(session, pixels, positions)
+        return queries + offset, keys - offset, values
+
+    monkeypatch.setattr(net, "_run", off_by_a_constant)
+    image = picture(14 * 24, 14 * 30)
+    found = net.features(image, scale=1)
+    assert found.info["tiles"] > 12
+    assert found.info["views"] > 3
+    true = image.reshape(24, 14, 30, 14, 3).mean((1, 3)).reshape(-1, 3)
+    for features, expected in ((found.queries, true), (found.keys, 2 * true), (found.values, -true)):
+        error = np.abs(features[:, :3] - expected)
+        assert error.mean() < 0.4
+        # Far from where it can't be known: the mean offset is gone.
+        assert np.abs((features[:, :3] - expected).mean()) < 0.05
+
+
+def test_view_sees_the_pixels_and_positions_of_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Backbone(threads=1, max_tokens=60)
+    image = np.random.default_rng(0).random((14 * 11, 14 * 13, 3), np.float32)
+    patches = image.reshape(11, 14, 13, 14, 3).transpose(0, 2, 1, 3, 4)
+    whole = resize_positions(net._metadata.positions, (11, 13))
+    seen = []
+
+    def look(session: Any, pixels: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
+        if pixels.shape[0] == 14:
+            strip = pixels.reshape(14, -1, 14, 3).transpose(1, 0, 2, 3)
+            np.testing.assert_array_equal(positions[0], net._metadata.class_row)
+            for patch, position in zip(strip, positions[1:], strict=True):
+                (place,) = np.argwhere((patches == patch).all((2, 3, 4)))
+                np.testing.assert_allclose(position, whole[tuple(place)], atol=1e-7)
+                seen.append(tuple(place))
+        return mean_colours(session, pixels, positions)
+
+    monkeypatch.setattr(net, "_run", look)
+    found = net.features(image, scale=1)
+    assert len(set(seen)) == len(seen) == found.info["context_tokens"] > 40
+
+
+@pytest.mark.parametrize("most", [16, 33, 256, 4096])
+def test_views_are_even_and_small_enough(most: int) -> None:
+    rng = np.random.default_rng(most)
+    grids = [(1, 5000), (5000, 1), (3, 1500), (65, 64), (220, 290), (700, 900)]
+    for height, width in grids + [tuple(pair) for pair in rng.integers(1, 140, (40, 2))]:
+        tiles = len(token_tiles((height, width), most))
+        if tiles == 1:
+            continue
+        views = backbone._views((height, width), most, tiles)
+        assert len(views) == min(8, -(-tiles // 4))
+        lattice = [len(side) for side in views[0].lattice]
+        times = np.zeros(lattice, int)
+        for view in views:
+            assert 0 < len(view.rows) <= most
+            times[view.places] += 1
+            for coordinate, places, side in zip((view.rows, view.columns), view.places, view.lattice, strict=True):
+                np.testing.assert_array_equal(coordinate, side[places])
+        assert (times == 1).all()
+        # They use what they may, and their lattice is a grid without repeats over the whole picture.
+        assert times.size > 0.5 * most
+        for side, size in zip(views[0].lattice, (height, width), strict=True):
+            assert len(np.unique(side)) == len(side)
+            assert 0 <= side[0] <= size // len(side)
+            assert size - 1 - size // len(side) <= side[-1] < size
+
+
+def test_smoothing_keeps_constants_and_stays_near() -> None:
+    places = np.array([2, 6, 10, 14])
+    weights = backbone._smoothing(17, places, 3.0).toarray()
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-6)
+    assert (weights.argmax(1) == np.abs(np.arange(17)[:, None] - places).argmin(1)).all()
+    # A Gaussian: the ratio of two weights depends on the two distances alone.
+    np.testing.assert_allclose(weights[4, 0] / weights[4, 2], np.exp((36 - 4) / 18), rtol=1e-5)
+    assert weights[0, 3] == 0
+
+
+def test_tiled_same_bytes_for_any_number_of_threads() -> None:
+    image = picture(180, 200)
+    first, *others = (Backbone(threads=n, max_tokens=30).features(image, scale=1) for n in (1, 2, 4, 1))
+    assert first.info["views"] > 1
+    for name in ("queries", "keys", "values"):
+        assert {getattr(other, name).tobytes() for other in others} == {getattr(first, name).tobytes()}
 
 
 def test_ramp_rises_only_inside_the_picture() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sparsespec import resample
 from sparsespec.resample import resize
 from tests.reference.resampling import triangle_image
 
@@ -92,6 +93,48 @@ def test_nan_spreads_no_further_than_the_filter() -> None:
     result = resize(image, (8, 10))
     assert np.isnan(result[:, 0]).all()
     assert not np.isnan(result[:, 2:]).any()
+
+
+class Source:
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels, self.shape = pixels, pixels.shape
+        self.read_rows: list[int] = []
+
+    def read(self, top: int, left: int, bottom: int, right: int) -> np.ndarray:
+        self.read_rows.append(bottom - top)
+        return self.pixels[top:bottom, left:right]
+
+
+@pytest.mark.parametrize(("after", "scale"), [((13, 17), None), ((61, 90), None), ((20, 29), 0.5), ((41, 59), 1.0)])
+@pytest.mark.parametrize("band", [1, 300, 1 << 20])
+def test_same_bits_however_it_is_cut(
+    monkeypatch: pytest.MonkeyPatch, after: tuple[int, int], scale: float | None, band: int
+) -> None:
+    image = np.random.default_rng(5).integers(0, 65536, (41, 59, 3), dtype=np.uint16)
+    whole = resize(image, after, scale=scale)
+    monkeypatch.setattr(resample, "_BAND", band)
+    source = Source(image)
+    np.testing.assert_array_equal(resize(source, after, scale=scale), whole)
+    if band < 1 << 20:
+        assert max(source.read_rows) <= 10
+    windows = [(0, 0, 1, 1), (3, 2, 9, 16), (after[0] - 1, 5, after[0], after[1]), (0, 0, *after)]
+    for top, left, bottom, right in windows:
+        part = resize(source, after, scale=scale, window=(top, left, bottom, right))
+        np.testing.assert_array_equal(part, whole[top:bottom, left:right])
+    monkeypatch.setattr(resample, "_WIDEST", 200)
+    np.testing.assert_array_equal(resize(source, after, scale=scale), whole)
+
+
+def test_window_reads_only_what_it_needs() -> None:
+    source = Source(_image((1000, 40, 3)))
+    resize(source, (100, 4), window=(50, 0, 52, 4))
+    assert sum(source.read_rows) <= 40
+
+
+@pytest.mark.parametrize("window", [(0, 0, 0, 2), (0, 0, 5, 2), (-1, 0, 2, 2), (0, 1, 2, 1)])
+def test_bad_window(window: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match="window must be"):
+        resize(np.zeros((8, 8)), (4, 4), window=window)
 
 
 @pytest.mark.parametrize(
