@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -112,6 +113,7 @@ class TiffPieces:
         self.shape = (int(page.imagelength), int(page.imagewidth))
         self.tiled = bool(page.is_tiled)
         self._handle = handle
+        self._reading = threading.Lock()
         self._byteorder = byteorder
         self._planes = int(page.samplesperpixel) if page.planarconfig == _SEPARATE else 1
         compression = int(page.compression)
@@ -236,8 +238,9 @@ class TiffPieces:
         for offset, count in zip(
             self._offsets[:, *index].ravel().tolist(), self._counts[:, *index].ravel().tolist(), strict=True
         ):
-            self._handle.seek(offset)
-            segments.append(self._handle.read(count))
+            with self._reading:
+                self._handle.seek(offset)
+                segments.append(self._handle.read(count))
         if self.tiled:
             columns = index[1].stop - index[1].start
             content = self._encode(self._unit[0], columns * self._unit[1], segments, self._tags)

@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+from sparsespec._threads import available_cpus
 
 if TYPE_CHECKING:
     from PIL import Image as PillowModule
@@ -69,6 +72,7 @@ _ROWS_AT_ONCE = 256
 _BAND_BYTES = 1 << 22
 # Bytes of RGB from which on a TIFF is decoded by piece.
 _WHOLE_TIFF = 64_000_000
+_MOST_DECODERS = 8
 _SMALLEST_CACHE, _LARGEST_CACHE = 64_000_000, 256_000_000
 
 # Pillow's size limit and Python's warning filters belong to the whole process, so that two threads that change and
@@ -428,38 +432,61 @@ class _WindowedTiff:
             raise ValueError(f"'{os.fspath(self._path)}' is closed: read it inside the with statement of open_image")
         result = np.empty((bottom - top, right - left, 3), self.dtype)
         rows, columns = self._pieces.rows, self._pieces.columns
+        touched = [
+            (i, j)
+            for i in range(int(np.searchsorted(rows, top, "right")) - 1, int(np.searchsorted(rows, bottom)))
+            for j in range(int(np.searchsorted(columns, left, "right")) - 1, int(np.searchsorted(columns, right)))
+        ]
         with self._lock:
-            for i in range(int(np.searchsorted(rows, top, "right")) - 1, int(np.searchsorted(rows, bottom))):
-                for j in range(int(np.searchsorted(columns, left, "right")) - 1, int(np.searchsorted(columns, right))):
-                    piece = self._piece(i, j)
-                    y0, x0 = int(rows[i]), int(columns[j])
-                    y, x = (
-                        (max(top, y0), min(bottom, int(rows[i + 1]))),
-                        (max(left, x0), min(right, int(columns[j + 1]))),
-                    )
-                    result[y[0] - top : y[1] - top, x[0] - left : x[1] - left] = piece[
-                        y[0] - y0 : y[1] - y0, x[0] - x0 : x[1] - x0
-                    ]
+            for (i, j), piece in self._pieces_at(touched):
+                y0, x0 = int(rows[i]), int(columns[j])
+                y1, y2 = max(top, y0), min(bottom, int(rows[i + 1]))
+                x1, x2 = max(left, x0), min(right, int(columns[j + 1]))
+                result[y1 - top : y2 - top, x1 - left : x2 - left] = piece[y1 - y0 : y2 - y0, x1 - x0 : x2 - x0]
         return result
 
-    def _piece(self, i: int, j: int) -> npt.NDArray[Any]:
-        piece = self._kept.get((i, j))
-        if piece is not None:
-            self._kept.move_to_end((i, j))
-            return piece
+    def _pieces_at(self, places: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], npt.NDArray[Any]]]:
+        """Give the pieces at these places, those first that are decoded already."""
+        absent = []
+        for place in places:
+            if place in self._kept:
+                self._kept.move_to_end(place)
+                yield place, self._kept[place]
+            else:
+                absent.append(place)
+        workers = min(available_cpus(), len(absent), _MOST_DECODERS)
+        if workers < 2:
+            for place in absent:
+                with _own_process_state():
+                    piece = self._decoded_or_damaged(place)
+                yield place, self._keep(place, piece)
+            return
+        # In turns, so that pieces do not wait in memory to be copied; the decoders work outside Python's lock.
+        with ThreadPoolExecutor(workers) as pool:
+            for first in range(0, len(absent), 4 * workers):
+                turn = absent[first : first + 4 * workers]
+                with _own_process_state():
+                    decoded = list(pool.map(self._decoded_or_damaged, turn))
+                for place, piece in zip(turn, decoded, strict=True):
+                    yield place, self._keep(place, piece)
+
+    def _keep(self, place: tuple[int, int], piece: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        self._bytes += piece.nbytes
+        while self._kept and self._bytes > self._budget:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        self._kept[place] = piece
+        return piece
+
+    def _decoded_or_damaged(self, place: tuple[int, int]) -> npt.NDArray[Any]:
         try:
-            piece = self._decoded(i, j)
+            piece = self._decoded(*place)
             if piece.dtype != self.dtype:
                 raise ValueError(f"samples of type {piece.dtype} among others of type {self.dtype}")
         except MemoryError:
             raise
         except Exception as error:
-            where = f"near row {int(self._pieces.rows[i])}, column {int(self._pieces.columns[j])}"
+            where = f"near row {int(self._pieces.rows[place[0]])}, column {int(self._pieces.columns[place[1]])}"
             raise _damaged(self._path, error, where) from error
-        self._bytes += piece.nbytes
-        while self._kept and self._bytes > self._budget:
-            self._bytes -= self._kept.popitem(last=False)[1].nbytes
-        self._kept[i, j] = piece
         return piece
 
     def _decoded(self, i: int, j: int) -> npt.NDArray[Any]:
@@ -573,7 +600,7 @@ def _open_file(file: Path, path: str | os.PathLike[str]) -> BinaryIO:
     try:
         return file.open("rb")
     except OSError as error:
-        raise ImageReadError(path, _os_reason(error), "check the path and its permissions") from error
+        raise ImageReadError(path, _os_reason(error), "check the file and the disk it is on") from error
 
 
 @contextmanager
@@ -692,20 +719,19 @@ def _read_deep(page: Any, tags: dict[str, Any], path: str | os.PathLike[str]) ->
 
 
 def _decoded_piece(content: bytes, path: str | os.PathLike[str], *, deep: bool) -> npt.NDArray[Any]:
-    """Decode a small TIFF by the rules for whole ones; in either case nothing in it says that it was turned."""
+    """Decode a small TIFF by the rules for whole ones, for `_own_process_state`; nothing in it says it was turned."""
     source: PixelSource | None = None
     handle = io.BytesIO(content)
-    with _own_process_state():
-        if deep:
-            import tifffile
+    if deep:
+        import tifffile
 
-            with tifffile.TiffFile(handle) as file:
-                page: Any = file.pages.first
-                tags = {tag.name: tag.value for tag in page.tags}
-                whole = _read_deep(page, tags, path)
-            source = None if whole is None else _ArrayPixels(whole)
-        if source is None:
-            source = _open_with_pillow(handle, path, None)
+        with tifffile.TiffFile(handle) as file:
+            page: Any = file.pages.first
+            tags = {tag.name: tag.value for tag in page.tags}
+            whole = _read_deep(page, tags, path)
+        source = None if whole is None else _ArrayPixels(whole)
+    if source is None:
+        source = _open_with_pillow(handle, path, None)
     return source.read(0, 0, *source.shape[:2])
 
 
