@@ -26,7 +26,7 @@ _PIECE_AIM = 1 << 20
 # None, CCITT, LZW, JPEG, deflate (two numbers), PackBits, LZMA, Zstandard, WebP. The old JPEG (6) keeps its tables
 # outside the pieces.
 _COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 7, 8, 32946, 32773, 34925, 50000, 50001})
-_UNCOMPRESSED, _JPEG = 1, 7
+_UNCOMPRESSED, _OLD_JPEG, _JPEG = 1, 6, 7
 _RGB, _YCBCR = 2, 6
 _SEPARATE = 2
 _STRIP_TAGS, _TILE_TAGS = (273, 279), (324, 325)
@@ -60,25 +60,35 @@ class Part:
 
 
 def check_pieces(page: Any) -> None:
-    """Refuse tiles that are out of all proportion to the picture: decoders make room for a tile before they read it.
+    """Refuse a header that contradicts itself: decoders make room for a tile or a picture before they read it.
+
+    Parameters
+    ----------
+    page : tifffile.TiffPage
+        With at least one pixel.
 
     Raises
     ------
     ValueError
-        With what the header says.
+        The tiles are out of all proportion to the picture, or there are fewer of them than it needs.
     """
-    if not page.is_tiled:
-        return
-    samples = page.samplesperpixel if page.planarconfig != _SEPARATE else 1
-    bits = int(np.max(page.bitspersample))
-    tile = page.tilewidth * page.tilelength * page.tiledepth
-    if tile < 1:
-        raise ValueError(f"its tiles have {page.tilewidth} x {page.tilelength} pixels")
-    picture = page.imagewidth * page.imagelength
-    if tile * samples * bits / 8 > max(LARGEST_PIECE, 2 * picture * samples * bits / 8):
+    together = page.samplesperpixel if page.planarconfig != _SEPARATE else 1
+    pixel = together * int(np.max(page.bitspersample)) / 8
+    if page.is_tiled:
+        tile = page.tilewidth * page.tilelength * page.tiledepth
+        if tile < 1:
+            raise ValueError(f"its tiles have {page.tilewidth} x {page.tilelength} pixels")
+        if tile * pixel > max(LARGEST_PIECE, 2 * page.imagewidth * page.imagelength * pixel):
+            raise ValueError(
+                f"its tiles of {page.tilewidth} x {page.tilelength} pixels are larger than the picture of"
+                f" {page.imagewidth} x {page.imagelength}"
+            )
+    wanted, listed = math.prod(page.chunked), len(page.dataoffsets)
+    if listed < wanted and page.compression != _OLD_JPEG:
+        kind = "tiles" if page.is_tiled else "strips"
         raise ValueError(
-            f"its tiles of {page.tilewidth} x {page.tilelength} pixels are larger than the picture of"
-            f" {page.imagewidth} x {page.imagelength}"
+            f"a picture of {page.imagewidth} x {page.imagelength} pixels needs {wanted} {kind},"
+            f" its header lists {listed}"
         )
 
 
@@ -168,10 +178,7 @@ class TiffPieces:
         offsets = np.asarray(page.dataoffsets, dtype=np.int64)
         counts = np.asarray(page.databytecounts, dtype=np.int64)
         if len(offsets) != wanted or len(counts) != wanted:
-            raise NotInPiecesError(
-                f"a picture of {self.shape[1]} x {self.shape[0]} pixels needs {wanted} tiles or strips,"
-                f" its header lists {len(offsets)}"
-            )
+            raise NotInPiecesError(f"it needs {wanted} tiles or strips, its header lists {len(offsets)}")
         size = os.fstat(handle.fileno()).st_size
         ends = np.where(self._missing(offsets, counts), 0, offsets + counts)
         if (offsets < 0).any() or (counts < 0).any() or (ends < 0).any() or (ends > size).any():

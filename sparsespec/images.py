@@ -685,7 +685,8 @@ def _open_tiff(
         orientation = tags.get("Orientation")
         check_pieces(page)
         why_whole = ""
-        if height * width * (6 if deep else 3) > _WHOLE_TIFF:
+        # Pillow does not know BigTIFFs of that byte order, but it does know their pieces.
+        if height * width * (6 if deep else 3) > _WHOLE_TIFF or (file.is_bigtiff and byteorder == ">"):
             try:
                 pieces = TiffPieces(page, handle, byteorder)
                 sideways = orientation in (5, 6, 7, 8) and not pieces.tiled
