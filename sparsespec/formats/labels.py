@@ -72,7 +72,7 @@ def _write(file: BinaryIO, labels: npt.NDArray[np.integer]) -> None:
     packer = zlib.compressobj(strategy=zlib.Z_RLE)
     above = np.zeros(2 * width, np.uint8)
     for _, part in bands(labels, step=max(1, _PIXELS_AT_ONCE // width)):
-        rows = part.astype(">u2").view(np.uint8)
+        rows = part.astype(">u2", order="C").view(np.uint8)
         filtered = np.empty((len(rows), 1 + 2 * width), np.uint8)
         filtered[:, 0] = _ABOVE
         np.subtract(rows[0], above, out=filtered[0, 1:])
