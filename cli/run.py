@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from ._progress import Progress
 
 if TYPE_CHECKING:
     from sparsespec.batch import BatchResult
+    from sparsespec.batch.one import ImageSegmenter
 
 __all__ = ["run_command"]
 
@@ -54,6 +55,22 @@ class Engine(click.Choice):
         if value in self.planned:
             self.fail(f"'{value}' is not available in this version; use 'inline'.", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class PositiveNumber(click.ParamType):
+    """A finite number above 0."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"'{value}' is not a number.", param, ctx)
+        if not (math.isfinite(number) and number > 0):
+            self.fail(f"{value} is not a number above 0.", param, ctx)
+        return number
 
 
 @click.command("run", short_help="Segment images and write masks, overlays, COCO JSON and a report.")
@@ -102,6 +119,33 @@ class Engine(click.Choice):
     help="Images at the same time. The engine 'inline' works on one, with all processors.",
 )
 @click.option("--engine", type=Engine(["inline"]), default="inline", show_default=True, help="How work is spread.")
+@click.option(
+    "--long-side",
+    type=click.IntRange(min=1),
+    metavar="PIXELS",
+    help="Reduce the longer side of each image to so many pixels for the network. Time and memory grow with the square"
+    " of it; objects smaller than about a hundredth of it are not seen. One of --long-side, --scale and --megapixels.",
+)
+@click.option(
+    "--scale",
+    type=PositiveNumber(),
+    metavar="S",
+    help="Pixels for the network for each pixel along a side of the image: 0.5 is half its resolution, 1 all of it,"
+    " at four times the time and memory.",
+)
+@click.option(
+    "--megapixels",
+    type=PositiveNumber(),
+    metavar="M",
+    help="Size of the network's input in millions of pixels, whatever the image's: time and memory grow in proportion.",
+)
+@click.option(
+    "--max-megapixels",
+    type=PositiveNumber(),
+    metavar="M",
+    help="Refuse images with more millions of pixels, by default 250: as an array they take 3 MB a megapixel. Tiled and"
+    " stripped TIFF, which is never held whole, may have 80 times as many.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in the output folder.")
 @click.option("--no-overlays", is_flag=True, help="Leave out the overlays: less time, less space.")
 @click.option(
@@ -122,6 +166,10 @@ def run_command(
     method: str,
     workers: int,
     engine: str,
+    long_side: int | None,
+    scale: float | None,
+    megapixels: float | None,
+    max_megapixels: float | None,
     overwrite: bool,
     no_overlays: bool,
     seed: int,
@@ -143,6 +191,7 @@ def run_command(
       sparsespec run --input photos/
       sparsespec run --input cat.jpg --output cat/ --n-instances 1
       sparsespec run --input 'scans/2024-*/*.tif' --output out/ --no-overlays
+      sparsespec run --input mosaic.tif --output mosaic/ --megapixels 4
 
     Exit codes: 0 all images done, 1 some failed, 2 wrong usage, 130 interrupted.
     """
@@ -150,6 +199,7 @@ def run_command(
     # as soon as anything else runs on the machine.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from sparsespec.batch import InputsError, OutputsError, find_inputs, run_batch
+    from sparsespec.images import DEFAULT_MAX_PIXELS
 
     if method == "paper" and n_instances is None:
         raise click.UsageError("--method paper needs the number of objects: add --n-instances N.", ctx)
@@ -159,11 +209,12 @@ def run_command(
             " processors: leave --workers at 1.",
             ctx,
         )
+    size = _size(ctx, long_side, scale, megapixels)
     try:
         inputs = find_inputs(source, output=output)
     except InputsError as error:
         raise click.UsageError(f"{error}.", ctx) from error
-    segmenter = _segmenter(ctx, model, n_instances, method, seed)
+    segmenter = _segmenter(ctx, model, n_instances, method, seed, size)
     parameters = {
         "input": source,
         "output": str(output),
@@ -172,6 +223,8 @@ def run_command(
         "method": method,
         "workers": workers,
         "engine": engine,
+        **size,
+        **({} if max_megapixels is None else {"max_megapixels": max_megapixels}),
         "overlays": not no_overlays,
         "overwrite": overwrite,
         "seed": seed,
@@ -185,6 +238,7 @@ def run_command(
                 output,
                 overwrite=overwrite,
                 overlays=not no_overlays,
+                max_pixels=DEFAULT_MAX_PIXELS if max_megapixels is None else max(1, round(max_megapixels * 1e6)),
                 parameters=parameters,
                 progress=progress.update,
             )
@@ -200,7 +254,23 @@ def run_command(
         ctx.exit(_SOME_FAILED)
 
 
-def _segmenter(ctx: click.Context, model: str, n_instances: int | None, method: str, seed: int) -> Callable[[Any], Any]:
+def _size(
+    ctx: click.Context, long_side: int | None, scale: float | None, megapixels: float | None
+) -> dict[str, int | float]:
+    """Collect what was said about the size of the network's input: one thing or nothing."""
+    options = {"long_side": long_side, "scale": scale, "megapixels": megapixels}
+    given = {name: value for name, value in options.items() if value is not None}
+    if len(given) > 1:
+        said = " and ".join(f"--{name.replace('_', '-')} {value:g}" for name, value in given.items())
+        raise click.UsageError(
+            f"{said} contradict each other: each sets the size of the network's input; give one.", ctx
+        )
+    return given
+
+
+def _segmenter(
+    ctx: click.Context, model: str, n_instances: int | None, method: str, seed: int, size: dict[str, int | float]
+) -> ImageSegmenter:
     """Build the segmenter and open its model, so that what is wrong with either is said before the first image."""
     from sparsespec.models import resolve
 
@@ -214,8 +284,9 @@ def _segmenter(ctx: click.Context, model: str, n_instances: int | None, method: 
         raise click.UsageError(f"cannot use the model '{model}': {_one_line(error)}", ctx) from error
     from sparsespec.pipeline import Segmenter
 
+    options: dict[str, Any] = dict(size)
     try:
-        return Segmenter(backbone, n_instances=n_instances, method=method, rng=seed)
+        return Segmenter(backbone, n_instances=n_instances, method=method, rng=seed, **options)
     except ValueError as error:
         raise click.UsageError(_one_line(error), ctx) from error
 

@@ -1,27 +1,58 @@
-"""Any image file as a plain array: one reader, and the checks every array goes through.
+"""Any image file as pixels: one reader, and the checks every array goes through.
 
-The reader speaks through imageio's ``pillow`` and ``tifffile`` plugins and hides what file formats do to pixels:
-rotation flags, palettes, transparency, CMYK, one bit or sixteen bits a sample, several frames.
+The reader speaks through Pillow and tifffile and hides what file formats do to pixels: rotation flags, palettes,
+transparency, CMYK, one bit or sixteen bits a sample, several frames. What is too large to be held as an array is read
+by window.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DEFAULT_MAX_PIXELS", "IMAGE_SUFFIXES", "ImageReadError", "read_image", "tile_windows", "to_rgb_float"]
+from sparsespec._threads import available_cpus
+
+if TYPE_CHECKING:
+    from PIL import Image as PillowModule
+
+    from sparsespec._tiff import TiffPieces
+
+__all__ = [
+    "DEFAULT_MAX_PIXELS",
+    "IMAGE_SUFFIXES",
+    "LARGE_IMAGE",
+    "WINDOWED_FACTOR",
+    "ImageReadError",
+    "PixelSource",
+    "as_pixels",
+    "open_image",
+    "read_image",
+    "tile_windows",
+    "to_rgb_float",
+    "to_unit",
+]
 
 DEFAULT_MAX_PIXELS = 250_000_000
-"""Largest picture `read_image` decodes unless told otherwise: 750 MB of 8-bit RGB."""
+"""Largest picture that is decoded whole unless told otherwise: 750 MB of 8-bit RGB."""
+
+WINDOWED_FACTOR = 80
+"""A TIFF that is read by window may have this many times the pixels: 20 gigapixels unless told otherwise."""
+
+LARGE_IMAGE = 100_000_000
+"""Pixels from which on a picture isn't turned into an array: it is read by window for as long as it is needed."""
 
 # fmt: off
 IMAGE_SUFFIXES = frozenset({
@@ -31,12 +62,18 @@ IMAGE_SUFFIXES = frozenset({
 # fmt: on
 """File name endings (lower case) that count as images when a folder is searched."""
 
+_ORIENTATION_TAG = 274
 _TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 # Pillow would start Ghostscript, another program, on a file that merely begins like this.
 _POSTSCRIPT_SIGNATURES = (b"%!PS", b"\xc5\xd0\xd3\xc6")
 _ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _COLOUR_MODES = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
 _ROWS_AT_ONCE = 256
+_BAND_BYTES = 1 << 22
+# Bytes of RGB from which on a TIFF is decoded by piece.
+_WHOLE_TIFF = 64_000_000
+_MOST_DECODERS = 8
+_SMALLEST_CACHE, _LARGEST_CACHE = 64_000_000, 256_000_000
 
 # Pillow's size limit and Python's warning filters belong to the whole process, so that two threads that change and
 # restore them must not overlap.
@@ -67,6 +104,32 @@ class ImageReadError(ValueError):
         return f"cannot read image '{self.path}': {self.reason}; {self.advice}"
 
 
+@runtime_checkable
+class PixelSource(Protocol):
+    """A picture that is read by window.
+
+    Attributes
+    ----------
+    shape : (int, int, int)
+        Height, width and 3.
+    dtype : numpy.dtype
+        uint8 or uint16 over the full range, or float32 in [0, 1].
+    """
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...  # noqa: D102
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...  # noqa: D102
+
+    def read(self, top: int, left: int, bottom: int, right: int) -> npt.NDArray[Any]:
+        """Return rows `top` to `bottom` and columns `left` to `right`, ends exclusive, as RGB of the type `dtype`.
+
+        The array may be a view of pixels that others use: it is not to be written to.
+        """
+        ...
+
+
 def read_image(path: str | os.PathLike[str], *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> npt.NDArray[Any]:
     """Read an image file as RGB.
 
@@ -91,33 +154,80 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int | None = DEFAULT
     ImageReadError
         The file is missing, unreadable, empty, damaged, not an image, or larger than `max_pixels`.
     """
-    if max_pixels is not None and max_pixels < 1:
-        raise ValueError(f"max_pixels must be at least 1 or None, got {max_pixels}")
-    file = Path(path)
-    _check_file(file, path)
-    try:
-        with file.open("rb") as handle:
-            signature = handle.read(4)
-            handle.seek(0)
-            if signature in _POSTSCRIPT_SIGNATURES:
-                raise ImageReadError(path, "it is PostScript, not a photograph", "export it as PNG or JPEG")
-            with _own_process_state():
-                if signature in _TIFF_SIGNATURES:
-                    pixels = _read_tiff(handle, path, max_pixels)
-                else:
-                    pixels = _read_with_pillow(handle, path, max_pixels)
-    except (ImageReadError, MemoryError):
-        raise
-    except OSError as error:
-        if error.errno is not None:
-            raise ImageReadError(path, _os_reason(error), "check the file and the disk it is on") from error
-        raise _damaged(path, error) from error
-    except Exception as error:
-        # Decoders raise nearly anything on damaged input: SyntaxError, struct.error, EOFError, zlib.error, IndexError.
-        raise _damaged(path, error) from error
-    if pixels.size == 0:
-        raise ImageReadError(path, f"it has no pixels (shape {pixels.shape})", "export it again")
-    return pixels
+    with _opened(path, max_pixels, max_pixels) as source:
+        pixels = source.read(0, 0, *source.shape[:2])
+        return pixels if pixels.flags.c_contiguous and pixels.flags.writeable else np.array(pixels, order="C")
+
+
+@contextmanager
+def open_image(path: str | os.PathLike[str], *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Iterator[PixelSource]:
+    """Open an image file to read it by window; for use in a ``with`` statement.
+
+    The pixels are those of `read_image`. A TIFF or BigTIFF of more than 64 MB that is stored in tiles or strips is
+    decoded where a window touches it, and a few of its pieces are kept for the next window: reading full-width bands
+    from top to bottom, or tiles row by row, decodes each piece once. Every other picture is decoded when it is opened:
+    up to `LARGE_IMAGE` pixels into an array, beyond that into the decoder's own memory (4 bytes for each pixel of 8-bit
+    colour, 1 of grey), without a second copy.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file. Its content decides the format, not its name.
+    max_pixels : int or None
+        Largest width x height to decode whole. A TIFF that is read by window may have `WINDOWED_FACTOR` times as many.
+        None lifts both limits.
+
+    Yields
+    ------
+    PixelSource
+        It can be read until the ``with`` statement ends, by several threads.
+
+    Raises
+    ------
+    ImageReadError
+        As `read_image`; a piece that turns out to be damaged is reported by the window that touches it.
+    """
+    with _opened(path, max_pixels, None if max_pixels is None else max_pixels * WINDOWED_FACTOR) as source:
+        yield source
+
+
+def as_pixels(image: npt.ArrayLike | PixelSource, *, name: str = "image") -> PixelSource:
+    """Make a source of an array; a source comes back as it is.
+
+    Parameters
+    ----------
+    image : array_like or PixelSource
+        What `to_rgb_float` takes: (H, W) or (H, W, 1 | 3 | 4); bool, uint8, uint16, or floating point in [0, 1].
+    name : str
+        What the caller calls this argument, for the messages.
+
+    Returns
+    -------
+    PixelSource
+        Converted window by window: the array is neither copied nor changed. bool gives uint8, and a picture with
+        opacity float32, so that nothing is rounded: ``to_unit`` of a window equals the same part of ``to_rgb_float``.
+
+    Raises
+    ------
+    ValueError
+        As `to_rgb_float`, now and not when a window is read.
+    """
+    if isinstance(image, PixelSource):
+        return image
+    array = np.asarray(image)
+    _check_array(array, name)
+    return _ArrayPixels(array)
+
+
+def to_unit(pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Bring a window of a source to float32 in [0, 1]; float32 comes back as it is."""
+    if pixels.dtype == np.float32:
+        return pixels
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"pixels must be uint8, uint16 or float32, got {pixels.dtype}")
+    scaled = pixels.astype(np.float32)
+    scaled /= np.iinfo(pixels.dtype).max
+    return scaled
 
 
 def to_rgb_float(image: npt.ArrayLike, *, name: str = "image") -> npt.NDArray[np.float32]:
@@ -141,27 +251,8 @@ def to_rgb_float(image: npt.ArrayLike, *, name: str = "image") -> npt.NDArray[np
         Wrong number of dimensions or channels, no pixels, an unsupported type, NaN, or floats outside [0, 1].
     """
     array = np.asarray(image)
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise ValueError(f"{name} must have the shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}")
-    if array.size == 0:
-        raise ValueError(f"{name} has no pixels: shape {array.shape}")
-    if array.dtype == np.bool_:
-        scaled = array.astype(np.float32)
-    elif array.dtype in (np.uint8, np.uint16):
-        scaled = array.astype(np.float32)
-        scaled /= np.iinfo(array.dtype).max
-    elif np.issubdtype(array.dtype, np.floating):
-        scaled = _checked_float(array, name)
-    else:
-        raise ValueError(f"{name} must be bool, uint8, uint16 or floating point in [0, 1], got {array.dtype}")
-    if scaled.ndim == 2:
-        scaled = scaled[:, :, None]
-    if scaled.shape[2] == 4:
-        opacity = scaled[:, :, 3:]
-        scaled = scaled[:, :, :3] * opacity + (1 - opacity)
-    elif scaled.shape[2] == 1:
-        scaled = np.repeat(scaled, 3, axis=2)
-    return np.ascontiguousarray(scaled)
+    _check_array(array, name)
+    return _rgb_float(array)
 
 
 def tile_windows(height: int, width: int, tile: int, overlap: int) -> list[tuple[int, int, int, int]]:
@@ -204,7 +295,15 @@ def _tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     return [*starts, length - tile]
 
 
-def _checked_float(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32]:
+def _check_array(array: npt.NDArray[Any], name: str) -> None:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ValueError(f"{name} must have the shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}")
+    if array.size == 0:
+        raise ValueError(f"{name} has no pixels: shape {array.shape}")
+    if array.dtype in (np.bool_, np.uint8, np.uint16):
+        return
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"{name} must be bool, uint8, uint16 or floating point in [0, 1], got {array.dtype}")
     smallest, largest = float(array.min()), float(array.max())
     if not (np.isfinite(smallest) and np.isfinite(largest)):
         raise ValueError(f"{name} contains NaN or infinity")
@@ -214,7 +313,202 @@ def _checked_float(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.float32
             f"{name} is floating point with values from {smallest:g} to {largest:g}; they must lie in [0, 1]"
             " (divide by 255 if they came from 8-bit pixels)"
         )
-    return np.clip(array.astype(np.float32), 0, 1)
+
+
+def _rgb_float(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Bring an array that `_check_array` let pass, or a part of it, to (H, W, 3) in [0, 1]; always a new array."""
+    scaled = array.astype(np.float32)
+    if array.dtype in (np.uint8, np.uint16):
+        scaled /= np.iinfo(array.dtype).max
+    elif array.dtype != np.bool_:
+        np.clip(scaled, 0, 1, out=scaled)
+    if scaled.ndim == 2:
+        scaled = scaled[:, :, None]
+    if scaled.shape[2] == 4:
+        opacity = scaled[:, :, 3:]
+        scaled = scaled[:, :, :3] * opacity + (1 - opacity)
+    elif scaled.shape[2] == 1:
+        scaled = np.repeat(scaled, 3, axis=2)
+    return np.ascontiguousarray(scaled)
+
+
+def _check_window(shape: tuple[int, ...], top: int, left: int, bottom: int, right: int) -> None:
+    if not (0 <= top < bottom <= shape[0] and 0 <= left < right <= shape[1]):
+        raise ValueError(
+            f"the window must lie inside the picture of {shape[0]} rows and {shape[1]} columns and not be empty, got"
+            f" rows {top} to {bottom} and columns {left} to {right}"
+        )
+
+
+class _ArrayPixels:
+    """An array as a source: (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)."""
+
+    def __init__(self, array: npt.NDArray[Any]) -> None:
+        self.array = array
+        self.shape = (array.shape[0], array.shape[1], 3)
+        self._lossy = (array.ndim == 3 and array.shape[2] == 4) or array.dtype not in (np.bool_, np.uint8, np.uint16)
+        self.dtype: np.dtype[Any] = np.dtype(np.float32)
+        if not self._lossy:
+            self.dtype = np.dtype(np.uint8) if array.dtype == np.bool_ else array.dtype.newbyteorder("=")
+
+    def read(self, top: int, left: int, bottom: int, right: int) -> npt.NDArray[Any]:
+        _check_window(self.shape, top, left, bottom, right)
+        part = self.array[top:bottom, left:right]
+        if self._lossy:
+            return _rgb_float(part)
+        if part.dtype == np.bool_:
+            part = part.view(np.uint8) * np.uint8(255)
+        part = part.astype(self.dtype, copy=False)
+        if part.ndim == 2:
+            part = part[:, :, None]
+        return np.repeat(part, 3, axis=2) if part.shape[2] == 1 else part
+
+
+class _PillowPixels:
+    """A picture in Pillow's memory, converted by window."""
+
+    dtype: np.dtype[Any] = np.dtype(np.uint8)
+
+    def __init__(self, image: PillowModule.Image, *, opacity: bool) -> None:
+        self._image = image
+        self._opacity = opacity
+        self.shape = (image.height, image.width, 3)
+
+    def read(self, top: int, left: int, bottom: int, right: int) -> npt.NDArray[Any]:
+        _check_window(self.shape, top, left, bottom, right)
+        if self._opacity:
+            return _from_bands(self._image, (top, left, bottom, right), lambda part: _over_white(_array(part, "RGBA")))
+        return _from_bands(self._image, (top, left, bottom, right), lambda part: _array(part, "RGB"))
+
+
+class _TurnedPixels:
+    """A source as its EXIF orientation wants it seen."""
+
+    def __init__(self, source: PixelSource, orientation: int) -> None:
+        self._source = source
+        self._orientation = orientation
+        height, width, _ = source.shape
+        self.shape = (width, height, 3) if orientation >= 5 else (height, width, 3)
+        self.dtype = source.dtype
+
+    def read(self, top: int, left: int, bottom: int, right: int) -> npt.NDArray[Any]:
+        _check_window(self.shape, top, left, bottom, right)
+        rows, columns = (top, bottom), (left, right)
+        if self._orientation >= 5:
+            rows, columns = columns, rows
+        height, width, _ = self._source.shape
+        if self._orientation in (3, 4, 6, 7):
+            rows = (height - rows[1], height - rows[0])
+        if self._orientation in (2, 3, 7, 8):
+            columns = (width - columns[1], width - columns[0])
+        return _turned(self._source.read(rows[0], columns[0], rows[1], columns[1]), self._orientation)
+
+
+class _WindowedTiff:
+    """A TIFF in pieces, of which those used last stay decoded."""
+
+    def __init__(
+        self,
+        pieces: TiffPieces,
+        decode: Callable[[bytes], npt.NDArray[Any]],
+        path: str | os.PathLike[str],
+    ) -> None:
+        self._pieces = pieces
+        self._decode = decode
+        self._path = path
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[int, int], npt.NDArray[Any]] = OrderedDict()
+        self._bytes = 0
+        self.shape = (*pieces.shape, 3)
+        first = self._decoded(0, 0)
+        self.dtype = first.dtype
+        # Bands that begin and end inside a piece need all pieces of a row twice.
+        row = int(np.diff(pieces.rows).max()) * pieces.shape[1] * 3 * first.itemsize
+        self._budget = min(max(_SMALLEST_CACHE, 2 * row), _LARGEST_CACHE)
+
+    def read(self, top: int, left: int, bottom: int, right: int) -> npt.NDArray[Any]:
+        _check_window(self.shape, top, left, bottom, right)
+        if self._pieces.closed:
+            raise ValueError(f"'{os.fspath(self._path)}' is closed: read it inside the with statement of open_image")
+        result = np.empty((bottom - top, right - left, 3), self.dtype)
+        rows, columns = self._pieces.rows, self._pieces.columns
+        touched = [
+            (i, j)
+            for i in range(int(np.searchsorted(rows, top, "right")) - 1, int(np.searchsorted(rows, bottom)))
+            for j in range(int(np.searchsorted(columns, left, "right")) - 1, int(np.searchsorted(columns, right)))
+        ]
+        with self._lock:
+            for (i, j), piece in self._pieces_at(touched):
+                y0, x0 = int(rows[i]), int(columns[j])
+                y1, y2 = max(top, y0), min(bottom, int(rows[i + 1]))
+                x1, x2 = max(left, x0), min(right, int(columns[j + 1]))
+                result[y1 - top : y2 - top, x1 - left : x2 - left] = piece[y1 - y0 : y2 - y0, x1 - x0 : x2 - x0]
+        return result
+
+    def _pieces_at(self, places: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], npt.NDArray[Any]]]:
+        """Give the pieces at these places, those first that are decoded already."""
+        absent = []
+        for place in places:
+            if place in self._kept:
+                self._kept.move_to_end(place)
+                yield place, self._kept[place]
+            else:
+                absent.append(place)
+        workers = min(available_cpus(), len(absent), _MOST_DECODERS)
+        if workers < 2:
+            for place in absent:
+                with _own_process_state():
+                    piece = self._decoded_or_damaged(place)
+                yield place, self._keep(place, piece)
+            return
+        # In turns, so that pieces do not wait in memory to be copied; the decoders work outside Python's lock.
+        with ThreadPoolExecutor(workers) as pool:
+            for first in range(0, len(absent), 4 * workers):
+                turn = absent[first : first + 4 * workers]
+                with _own_process_state():
+                    decoded = list(pool.map(self._decoded_or_damaged, turn))
+                for place, piece in zip(turn, decoded, strict=True):
+                    yield place, self._keep(place, piece)
+
+    def _keep(self, place: tuple[int, int], piece: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        self._bytes += piece.nbytes
+        while self._kept and self._bytes > self._budget:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        self._kept[place] = piece
+        return piece
+
+    def _decoded_or_damaged(self, place: tuple[int, int]) -> npt.NDArray[Any]:
+        try:
+            piece = self._decoded(*place)
+            if piece.dtype != self.dtype:
+                raise ValueError(f"samples of type {piece.dtype} among others of type {self.dtype}")
+        except MemoryError:
+            raise
+        except Exception as error:
+            where = f"near row {int(self._pieces.rows[place[0]])}, column {int(self._pieces.columns[place[1]])}"
+            raise _damaged(self._path, error, where) from error
+        return piece
+
+    def _decoded(self, i: int, j: int) -> npt.NDArray[Any]:
+        rows, columns = self._pieces.rows, self._pieces.columns
+        top, left = int(rows[i]), int(columns[j])
+        shape = (int(rows[i + 1]) - top, int(columns[j + 1]) - left, 3)
+        result: npt.NDArray[Any] | None = None
+        for part in self._pieces.parts(i, j):
+            height, width = part.bottom - part.top, part.right - part.left
+            pixels = self._decode(self._pieces.nothing() if part.content is None else part.content)
+            if part.content is None:
+                pixels = np.broadcast_to(pixels[:1, :1], (height, width, 3))
+            pixels = pixels[:height, :width]
+            if pixels.shape != (height, width, 3):
+                raise ValueError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels where {width} x {height} should be")
+            if (height, width) == shape[:2]:
+                return np.ascontiguousarray(pixels)
+            if result is None:
+                result = np.empty(shape, pixels.dtype)
+            result[part.top - top : part.bottom - top, part.left - left : part.right - left] = pixels
+        assert result is not None
+        return result
 
 
 def _check_file(file: Path, given: str | os.PathLike[str]) -> None:
@@ -240,9 +534,10 @@ def _os_reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _damaged(path: str | os.PathLike[str], error: Exception) -> ImageReadError:
+def _damaged(path: str | os.PathLike[str], error: Exception, where: str = "") -> ImageReadError:
     detail = " ".join(str(error).split()) or type(error).__name__
-    return ImageReadError(path, f"it is damaged or cut short ({detail})", "copy or export it again")
+    place = f" {where}" if where else ""
+    return ImageReadError(path, f"it is damaged or cut short{place} ({detail})", "copy or export it again")
 
 
 def _unknown_format(path: str | os.PathLike[str]) -> ImageReadError:
@@ -255,14 +550,57 @@ def _unknown_format(path: str | os.PathLike[str]) -> ImageReadError:
     )
 
 
-def _check_size(path: str | os.PathLike[str], width: int, height: int, max_pixels: int | None) -> None:
-    if max_pixels is not None and width * height > max_pixels:
-        raise ImageReadError(
-            path,
-            f"it has {width} x {height} = {width * height / 1e6:.1f} megapixels, more than the limit of"
-            f" {max_pixels / 1e6:g} megapixels",
-            "make it smaller, or raise the limit with read_image(path, max_pixels=...)",
-        )
+def _check_size(
+    path: str | os.PathLike[str], width: int, height: int, max_pixels: int | None, why_whole: str = ""
+) -> None:
+    if max_pixels is None or width * height <= max_pixels:
+        return
+    whole = f" for a picture that cannot be read piece by piece: {why_whole}" if why_whole else ""
+    raise ImageReadError(
+        path,
+        f"it has {width} x {height} = {width * height / 1e6:.1f} megapixels, more than the limit of"
+        f" {max_pixels / 1e6:g} megapixels{whole}",
+        "make it smaller, save it as a tiled TIFF, which is read piece by piece, or raise the limit with max_pixels=..."
+        " (sparsespec run --max-megapixels)",
+    )
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], max_pixels: int | None, max_windowed: int | None) -> Iterator[PixelSource]:
+    """Open any file; the two limits are for pictures that are decoded whole and by piece."""
+    if max_pixels is not None and max_pixels < 1:
+        raise ValueError(f"max_pixels must be at least 1 or None, got {max_pixels}")
+    file = Path(path)
+    _check_file(file, path)
+    with _open_file(file, path) as handle:
+        try:
+            signature = handle.read(4)
+            handle.seek(0)
+            if signature in _POSTSCRIPT_SIGNATURES:
+                raise ImageReadError(path, "it is PostScript, not a photograph", "export it as PNG or JPEG")
+            with _own_process_state():
+                if signature in _TIFF_SIGNATURES:
+                    source = _open_tiff(handle, path, max_pixels, max_windowed)
+                else:
+                    source = _open_with_pillow(handle, path, max_pixels)
+        except (ImageReadError, MemoryError):
+            raise
+        except OSError as error:
+            if error.errno is not None:
+                raise ImageReadError(path, _os_reason(error), "check the file and the disk it is on") from error
+            raise _damaged(path, error) from error
+        except Exception as error:
+            # Decoders raise nearly anything on damaged input: SyntaxError, struct.error, EOFError, zlib.error,
+            # IndexError.
+            raise _damaged(path, error) from error
+        yield source
+
+
+def _open_file(file: Path, path: str | os.PathLike[str]) -> BinaryIO:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise ImageReadError(path, _os_reason(error), "check the file and the disk it is on") from error
 
 
 @contextmanager
@@ -280,65 +618,164 @@ def _own_process_state() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _read_with_pillow(handle: BinaryIO, path: str | os.PathLike[str], max_pixels: int | None) -> npt.NDArray[Any]:
-    import imageio.v3 as iio
-    from imageio.core.request import InitializationError
-    from PIL import Image
+@cache
+def _register_more_formats() -> None:
+    try:
+        import pillow_heif
+    except ImportError:
+        return
+    for name in ("register_heif_opener", "register_avif_opener"):
+        getattr(pillow_heif, name, lambda: None)()
 
+
+def _open_with_pillow(handle: BinaryIO, path: str | os.PathLike[str], max_pixels: int | None) -> PixelSource:
+    """Decode a whole picture; for `_own_process_state`."""
+    from PIL import Image, UnidentifiedImageError
+
+    _register_more_formats()
     handle.seek(0)
     try:
-        opened = iio.imopen(handle, "r", plugin="pillow")
-    except OSError as error:  # imageio wraps whatever happened while opening
-        cause = error.__cause__
-        if isinstance(cause, InitializationError):
-            raise _unknown_format(path) from cause
-        raise _damaged(path, cause if isinstance(cause, Exception) else error) from error
-    with opened as file:
-        # Not metadata(): looking for EXIF at the end of a PNG, it decodes the picture.
-        height, width = file.properties(index=0).shape[:2]
-        _check_size(path, width, height, max_pixels)
-        # A header can understate what its body unpacks to (GIF frames, icons): Pillow checks those while decoding.
-        Image.MAX_IMAGE_PIXELS = max_pixels
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        header = file.metadata(index=0, exclude_applied=False)
-        mode = header["mode"]
-        if mode in _ALPHA_MODES or (mode in _COLOUR_MODES and "transparency" in header):
-            pixels = _over_white(file.read(index=0, mode="RGBA"))
-        elif mode in _COLOUR_MODES:
-            pixels = file.read(index=0, mode="RGB")
-        else:
-            pixels = _grey_to_rgb(_full_range(file.read(index=0), path), path)
-        # Asked again after decoding: for some formats Pillow has turned the pixels by now and dropped the flag.
-        orientation = file.metadata(index=0, exclude_applied=False).get("Orientation")
-    return _turned(pixels, orientation)
+        image: PillowModule.Image = Image.open(handle)
+    except UnidentifiedImageError as error:
+        raise _unknown_format(path) from error
+    _check_size(path, image.width, image.height, max_pixels)
+    if 0 in image.size:
+        raise _no_pixels(path, image.height, image.width)
+    # A header can understate what its body unpacks to (GIF frames, icons): Pillow checks those while decoding.
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    image.load()
+    # Asked after decoding: for some formats Pillow has turned the pixels by now and dropped the flag.
+    orientation = image.getexif().get(_ORIENTATION_TAG)
+    source: PixelSource
+    if image.mode in _ALPHA_MODES or (image.mode in _COLOUR_MODES and "transparency" in image.info):
+        source = _PillowPixels(image, opacity=True)
+    elif image.mode in _COLOUR_MODES:
+        source = _PillowPixels(image, opacity=False)
+    else:
+        # Pillow before 10.1 and from 10.1 on: 16-bit grey PNGs as 32 bits.
+        mode = "I;16" if image.format == "PNG" and image.mode == "I" else image.mode
+        values = _from_bands(image, (0, 0, image.height, image.width), lambda part: _array(part, mode))
+        source = _ArrayPixels(_only_grey(_full_range(values, path), path))
+    if isinstance(source, _PillowPixels) and image.height * image.width < LARGE_IMAGE:
+        source = _ArrayPixels(source.read(0, 0, image.height, image.width))
+    return _upright(source, orientation)
 
 
-def _read_tiff(handle: BinaryIO, path: str | os.PathLike[str], max_pixels: int | None) -> npt.NDArray[Any]:
+def _open_tiff(
+    handle: BinaryIO, path: str | os.PathLike[str], max_pixels: int | None, max_windowed: int | None
+) -> PixelSource:
     # Pillow knows more compressions and colour spaces, tifffile keeps 16 bits, 32 bits and floating point apart.
-    import imageio.v3 as iio
+    import tifffile
+
+    from sparsespec._tiff import NotInPiecesError, TiffPieces, check_pieces
 
     # Python prints records of a logger without any handler to stderr; what matters in them comes back as an exception.
     logger = logging.getLogger("tifffile")
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())
-    with iio.imopen(handle, "r", plugin="tifffile") as file:
-        tags = file.metadata(index=..., page=0)
-        _check_size(path, int(tags["ImageWidth"]), int(tags["ImageLength"]), max_pixels)
+    with tifffile.TiffFile(handle) as file:
+        page: Any = file.pages.first
+        byteorder = file.byteorder
+        tags = {tag.name: tag.value for tag in page.tags}
+        width, height = int(tags["ImageWidth"]), int(tags["ImageLength"])
+        if width < 1 or height < 1:
+            raise _no_pixels(path, height, width)
         deep = int(np.max(tags.get("BitsPerSample", 1))) > 8
-        if deep or int(tags.get("SamplesPerPixel", 1)) > 4:
+        orientation = tags.get("Orientation")
+        check_pieces(page)
+        why_whole = ""
+        # Pillow does not know BigTIFFs of that byte order, but it does know their pieces.
+        if height * width * (6 if deep else 3) > _WHOLE_TIFF or (file.is_bigtiff and byteorder == ">"):
             try:
-                pixels = file.read(index=..., page=0)
-            except MemoryError:
+                pieces = TiffPieces(page, handle, byteorder)
+                sideways = orientation in (5, 6, 7, 8) and not pieces.tiled
+                if sideways and (max_pixels is None or height * width <= max_pixels):
+                    raise NotInPiecesError("it lies on its side, and its strips go the other way")
+                _check_size(path, width, height, max_windowed)
+                source = _WindowedTiff(pieces, lambda content: _decoded_piece(content, path, deep=deep), path)
+                return _upright(source, orientation)
+            except (ImageReadError, MemoryError):
                 raise
-            except Exception:
-                # A compression that needs another package: Pillow may have it, and says so if the file is damaged.
-                pixels = None
-            if pixels is not None:
-                return _turned(_tiff_to_rgb(pixels, tags, path), tags.get("Orientation"))
-    return _read_with_pillow(handle, path, max_pixels)
+            except Exception as error:
+                why_whole = " ".join(str(error).split()) or type(error).__name__
+        _check_size(path, width, height, max_pixels, why_whole)
+        if deep or int(tags.get("SamplesPerPixel", 1)) > 4:
+            whole = _read_deep(page, tags, path)
+            if whole is not None:
+                return _upright(_ArrayPixels(whole), orientation)
+    return _open_with_pillow(handle, path, max_pixels)
+
+
+def _read_deep(page: Any, tags: dict[str, Any], path: str | os.PathLike[str]) -> npt.NDArray[Any] | None:
+    """Decode a page of a TIFF with tifffile, upright or not; None where it cannot."""
+    try:
+        pixels = page.asarray()
+    except MemoryError:
+        raise
+    except Exception:
+        # A compression that needs another package: Pillow may have it, and says so if the file is damaged.
+        return None
+    return _tiff_to_rgb(pixels, tags, path)
+
+
+def _decoded_piece(content: bytes, path: str | os.PathLike[str], *, deep: bool) -> npt.NDArray[Any]:
+    """Decode a small TIFF by the rules for whole ones, for `_own_process_state`; nothing in it says it was turned."""
+    source: PixelSource | None = None
+    handle = io.BytesIO(content)
+    if deep:
+        import tifffile
+
+        with tifffile.TiffFile(handle) as file:
+            page: Any = file.pages.first
+            tags = {tag.name: tag.value for tag in page.tags}
+            whole = _read_deep(page, tags, path)
+        source = None if whole is None else _ArrayPixels(whole)
+    if source is None:
+        source = _open_with_pillow(handle, path, None)
+    return source.read(0, 0, *source.shape[:2])
+
+
+def _upright(source: PixelSource, orientation: Any) -> PixelSource:
+    """Undo the orientation: at once where the pixels lie in an array, else window by window."""
+    # Some software writes other numbers; they mean nothing.
+    if not isinstance(orientation, int) or not 2 <= orientation <= 8:
+        return source
+    if isinstance(source, _ArrayPixels):
+        return _ArrayPixels(_turned(source.array, orientation))
+    return _TurnedPixels(source, orientation)
+
+
+def _array(image: PillowModule.Image, mode: str) -> npt.NDArray[Any]:
+    return np.asarray(image if image.mode == mode else image.convert(mode))
+
+
+def _from_bands(
+    image: PillowModule.Image,
+    window: tuple[int, int, int, int],
+    convert: Callable[[PillowModule.Image], npt.NDArray[Any]],
+) -> npt.NDArray[Any]:
+    """Turn a window of a decoded picture into an array, some rows at a time: Pillow copies twice on the way."""
+    top, left, bottom, right = window
+    rows = max(1, _BAND_BYTES // (4 * (right - left)))
+    result: npt.NDArray[Any] | None = None
+    for start in range(top, bottom, rows):
+        stop = min(start + rows, bottom)
+        whole = (left, start, right, stop) == (0, 0, *image.size)
+        part = convert(image if whole else image.crop((left, start, right, stop)))
+        if result is None:
+            result = np.empty((bottom - top, *part.shape[1:]), part.dtype)
+        result[start - top : stop - top] = part
+    assert result is not None
+    return result
+
+
+def _no_pixels(path: str | os.PathLike[str], height: int, width: int) -> ImageReadError:
+    return ImageReadError(path, f"it has no pixels ({width} x {height})", "export it again")
 
 
 def _tiff_to_rgb(pixels: npt.NDArray[Any], tags: dict[str, Any], path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+    """Bring what tifffile gives to (H, W, 3), or (H, W) where it is grey, of uint8 or uint16."""
     white_is_zero, rgb, palette, separated = 0, 2, 3, 5
     photometric = int(tags.get("PhotometricInterpretation", 1))
     samples = int(tags.get("SamplesPerPixel", 1))
@@ -346,7 +783,7 @@ def _tiff_to_rgb(pixels: npt.NDArray[Any], tags: dict[str, Any], path: str | os.
         pixels = np.moveaxis(pixels, 0, -1)
     pixels = _full_range(pixels, path)
     if pixels.ndim == 2 and photometric != palette:
-        return _grey_to_rgb(np.iinfo(pixels.dtype).max - pixels if photometric == white_is_zero else pixels, path)
+        return np.iinfo(pixels.dtype).max - pixels if photometric == white_is_zero else pixels
     if pixels.ndim == 3 and samples == 2:
         grey = pixels[:, :, :1]
         return _over_white(np.concatenate([grey, grey, grey, pixels[:, :, 1:]], axis=2))
@@ -384,10 +821,10 @@ def _full_range(pixels: npt.NDArray[Any], path: str | os.PathLike[str]) -> npt.N
     return np.rint(values * 65535).astype(np.uint16)
 
 
-def _grey_to_rgb(pixels: npt.NDArray[Any], path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+def _only_grey(pixels: npt.NDArray[Any], path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     if pixels.ndim != 2:
         raise ImageReadError(path, f"its colour space gives shape {pixels.shape}", "convert it to RGB")
-    return np.repeat(pixels[:, :, None], 3, axis=2)
+    return pixels
 
 
 def _over_white(pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:

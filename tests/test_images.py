@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 import warnings
 import zlib
 from pathlib import Path
@@ -19,12 +20,17 @@ import pytest
 import tifffile
 from PIL import Image
 
+from sparsespec import images
 from sparsespec.images import (
     DEFAULT_MAX_PIXELS,
     ImageReadError,
+    PixelSource,
+    as_pixels,
+    open_image,
     read_image,
     tile_windows,
     to_rgb_float,
+    to_unit,
 )
 
 RNG = np.random.default_rng(7)
@@ -514,3 +520,458 @@ def test_tiles_cover_exactly(height: int, width: int, tile: int, overlap: int) -
 def test_tiles_refuse(arguments: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="must be"):
         tile_windows(*arguments)
+
+
+# Sources.
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        COLOUR,
+        GREY,
+        GREY[..., None],
+        DEEP,
+        GREY > 99,
+        COLOUR / 255,
+        (COLOUR / 255).astype(np.float16),
+        np.dstack([COLOUR, GREY]),
+        np.dstack([COLOUR, GREY]) / 255,
+        COLOUR[::-1, ::2],
+    ],
+    ids=["colour", "grey", "one channel", "deep", "bool", "float64", "float16", "opacity",
+         "float opacity", "strided"],
+)  # fmt: skip
+def test_windows_of_an_array_equal_the_converted_array(pixels: np.ndarray) -> None:
+    before = pixels.copy()
+    pixels.flags.writeable = False
+    source = as_pixels(pixels)
+    whole = to_rgb_float(pixels)
+    assert isinstance(source, PixelSource)
+    assert source.shape == whole.shape
+    assert source.dtype in (np.uint8, np.uint16, np.float32)
+    height, width, _ = source.shape
+    for top, left, bottom, right in [(0, 0, height, width), (3, 2, 4, 3), (5, 0, height, 7), (0, width - 1, 1, width)]:
+        window = source.read(top, left, bottom, right)
+        assert window.dtype == source.dtype
+        np.testing.assert_array_equal(to_unit(window), whole[top:bottom, left:right])
+    np.testing.assert_array_equal(pixels, before)
+
+
+def test_sources() -> None:
+    source = as_pixels(COLOUR)
+    assert as_pixels(source) is source
+    assert np.shares_memory(source.read(2, 3, 9, 11), COLOUR)
+    for window in [(0, 0, 13, 20), (-1, 0, 5, 5), (4, 4, 4, 9), (0, 9, 3, 8), (0, 0, 3, 21)]:
+        with pytest.raises(ValueError, match="window must lie inside the picture of 12 rows and 20 columns"):
+            source.read(*window)
+    with pytest.raises(ValueError, match="photo is floating point with values from 0 to 255"):
+        as_pixels(np.array([[0, 255.0]]), name="photo")
+    with pytest.raises(ValueError, match="got int64"):
+        to_unit(np.zeros((2, 2, 3), np.int64))
+
+
+def windows(shape: tuple[int, ...]) -> list[tuple[int, int, int, int]]:
+    """The whole, bands that meet no border of a tile, single pixels in the corners, and random ones."""
+    height, width = shape[:2]
+    chosen = [(0, 0, height, width), (0, 0, 1, 1), (height - 1, width - 1, height, width)]
+    chosen += [(top, 0, min(top + 13, height), width) for top in range(0, height, 13)]
+    for _ in range(6):
+        top, bottom = np.sort(RNG.choice(height + 1, 2, replace=False))
+        left, right = np.sort(RNG.choice(width + 1, 2, replace=False))
+        chosen.append((int(top), int(left), int(bottom), int(right)))
+    return chosen
+
+
+def check_by_window(path: Path, monkeypatch: pytest.MonkeyPatch, *, expected: np.ndarray | None = None) -> None:
+    """Open a file as if it were large, and compare its windows with what `read_image` decodes whole."""
+    whole = read_image(path) if expected is None else expected
+    monkeypatch.setattr(images, "_WHOLE_TIFF", 0)
+    with open_image(path) as source:
+        inner = source._source if isinstance(source, images._TurnedPixels) else source
+        assert isinstance(inner, images._WindowedTiff)
+        assert source.shape == whole.shape
+        assert source.dtype == whole.dtype
+        for top, left, bottom, right in windows(whole.shape):
+            np.testing.assert_array_equal(source.read(top, left, bottom, right), whole[top:bottom, left:right])
+    np.testing.assert_array_equal(read_image(path), whole)
+    monkeypatch.undo()
+
+
+SCENE = np.repeat(np.repeat(RNG.integers(0, 256, (20, 28, 3), dtype=np.uint8), 5, 0), 5, 1)[:97, :139]
+
+
+@pytest.mark.parametrize("layout", ["tiles", "oblong tiles", "strips", "thin strips", "one strip"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("kind", ["rgb", "deep rgb", "grey", "deep grey"])
+def test_tiff_by_window_equals_tiff_as_a_whole(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    layout: str,
+    compression: Any,
+    planar: Literal["contig", "separate"],
+    kind: str,
+) -> None:
+    # Two of each, so that byte order and BigTIFF meet every layout without a file for each combination.
+    for byteorder, big, orientation in (("<", False, 1), (">", True, 6), ("<", True, 3), (">", False, 8)):
+        pixels = SCENE.astype(np.uint16) * 257 if "deep" in kind else SCENE
+        pixels = pixels[..., 0] if "grey" in kind else pixels
+        options: dict[str, Any] = {"photometric": "minisblack"}
+        if "rgb" in kind:
+            options = {"photometric": "rgb", "planarconfig": planar}
+            pixels = np.ascontiguousarray(np.moveaxis(pixels, -1, 0)) if planar == "separate" else pixels
+        tile = {"tiles": (16, 16), "oblong tiles": (64, 32)}.get(layout)
+        if tile is None and orientation > 4:
+            orientation -= 4  # strips that lie on their side are read whole
+        rows = {"strips": 7, "thin strips": 1}.get(layout)
+        tifffile.imwrite(
+            tmp_path / "a.tif", pixels, byteorder=byteorder, bigtiff=big, tile=tile, rowsperstrip=rows,
+            compression=compression, predictor=bool(compression),
+            extratags=[(274, "H", 1, orientation, True)], **options,
+        )  # fmt: skip
+        # Small pieces, so that a strip without compression is cut and small tiles are put together.
+        monkeypatch.setattr("sparsespec._tiff._PIECE_AIM", 4000)
+        check_by_window(tmp_path / "a.tif", monkeypatch)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "group4", "zstd"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16"])
+def test_colours_by_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, compression: str | None) -> None:
+    scene = Image.fromarray(SCENE)
+    if mode == "I;16":
+        image = Image.fromarray(SCENE[..., 0].astype(np.uint16) * 200)
+    else:
+        image = scene.quantize(16) if mode == "P" else scene.convert(mode)
+    if mode in ("RGBA", "LA"):
+        image.putalpha(Image.fromarray(SCENE[..., 1]))
+    if (compression == "group4") != (mode == "1") or (compression == "jpeg" and mode in ("P", "LA", "I;16", "RGBA")):
+        compression = "packbits"
+    image.save(tmp_path / "a.tif", compression=compression, strip_size=2500)
+    monkeypatch.setattr("sparsespec._tiff._PIECE_AIM", 4000)
+    check_by_window(tmp_path / "a.tif", monkeypatch)
+
+
+def test_sixteen_bits_with_opacity_and_twelve_bits_by_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = RNG.integers(0, 65536, (50, 70, 4), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb", extrasamples=["unassalpha"], tile=(16, 32))
+    check_by_window(tmp_path / "a.tif", monkeypatch)
+    tifffile.imwrite(tmp_path / "w.tif", deep[..., 0], photometric="miniswhite", rowsperstrip=9)
+    check_by_window(tmp_path / "w.tif", monkeypatch)
+
+
+def test_jpeg_tiles_by_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = []
+    for top in range(0, 96, 32):
+        for left in range(0, 128, 32):
+            buffer = io.BytesIO()
+            part = Image.fromarray(SCENE[:96, :128]).crop((left, top, left + 32, top + 32))
+            part.save(buffer, "JPEG", quality=95, subsampling=2)
+            tiles.append(buffer.getvalue())
+    tifffile.imwrite(
+        tmp_path / "a.tif", iter(tiles), shape=(96, 128, 3), dtype=np.uint8, tile=(32, 32), compression="zlib",
+        photometric="rgb",
+    )  # fmt: skip
+    # Only now, since tifffile does not write JPEG without another package.
+    with_tag(with_tag(tmp_path / "a.tif", 259, 7), 262, 6)
+    whole = read_image(tmp_path / "a.tif")
+    assert np.abs(whole.astype(int) - SCENE[:96, :128]).mean() < 20
+    check_by_window(tmp_path / "a.tif", monkeypatch)
+
+
+def counted_pieces(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    decoded: list[tuple[int, int]] = []
+    decode = images._WindowedTiff._decoded
+
+    def counting(self: Any, i: int, j: int) -> np.ndarray:
+        decoded.append((i, j))
+        return decode(self, i, j)
+
+    monkeypatch.setattr(images._WindowedTiff, "_decoded", counting)
+    return decoded
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_bands_decode_each_piece_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", SCENE, tile=(32, 32), photometric="rgb", compression="zlib")
+    monkeypatch.setattr(images, "_WHOLE_TIFF", 0)
+    monkeypatch.setattr(images, "available_cpus", lambda: threads)
+    monkeypatch.setattr("sparsespec._tiff._PIECE_AIM", 1)
+    decoded = counted_pieces(monkeypatch)
+    with open_image(tmp_path / "a.tif") as source:
+        bands = [source.read(top, 0, min(top + 10, 97), 139) for top in range(0, 97, 10)]
+        # Once more for the first, which was asked for its type when the file was opened.
+        assert sorted(decoded) == sorted([(0, 0), *((i, j) for i in range(4) for j in range(5))])
+    np.testing.assert_array_equal(np.concatenate(bands), SCENE)
+
+
+def test_few_pieces_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", SCENE, tile=(16, 16), photometric="rgb")
+    monkeypatch.setattr(images, "_WHOLE_TIFF", 0)
+    monkeypatch.setattr("sparsespec._tiff._PIECE_AIM", 1)
+    monkeypatch.setattr(images, "_SMALLEST_CACHE", 16 * 16 * 3 * 3)
+    monkeypatch.setattr(images, "_LARGEST_CACHE", 16 * 16 * 3 * 3)
+    with open_image(tmp_path / "a.tif") as source:
+        assert isinstance(source, images._WindowedTiff)
+        np.testing.assert_array_equal(source.read(0, 0, 97, 139), SCENE)
+        assert 0 < source._bytes == sum(piece.nbytes for piece in source._kept.values()) <= 16 * 16 * 3 * 3
+
+
+def test_what_a_tiff_leaves_out_is_black(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = [b"" if k in (1, 4) else zlib.compress(np.full((32, 32, 3), 10 * k, np.uint8).tobytes()) for k in range(6)]
+    tifffile.imwrite(
+        tmp_path / "a.tif", iter(tiles), shape=(64, 96, 3), dtype=np.uint8, tile=(32, 32), compression="zlib",
+        photometric="rgb",
+    )  # fmt: skip
+    expected = np.kron(np.array([[0, 0, 20], [30, 0, 50]], np.uint8), np.ones((32, 32), np.uint8))
+    monkeypatch.setattr(images, "_WHOLE_TIFF", 0)
+    with open_image(tmp_path / "a.tif") as source:
+        np.testing.assert_array_equal(source.read(0, 0, 64, 96), grey_as_rgb(expected))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int16, np.uint32])
+def test_samples_that_need_all_others_are_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: type
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", (GREY * 3.0).astype(dtype), tile=(16, 16))
+    whole = read_image(tmp_path / "a.tif")
+    monkeypatch.setattr(images, "_WHOLE_TIFF", 0)
+    with open_image(tmp_path / "a.tif") as source:
+        assert not isinstance(source, images._WindowedTiff)
+        np.testing.assert_array_equal(source.read(0, 0, 12, 20), whole)
+    with pytest.raises(ImageReadError, match=r"for a picture that cannot be read piece by piece: its samples"):
+        read_image(tmp_path / "a.tif", max_pixels=100)
+
+
+@pytest.mark.parametrize("kind", ["rgb.png", "grey.jpg", "palette.png", "alpha.png", "cmyk.jpg", "deep.png", "rgb.tif"])
+@pytest.mark.parametrize("orientation", [1, 2, 5, 6, 7, 8])
+def test_a_large_picture_stays_with_its_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, orientation: int
+) -> None:
+    scene = Image.fromarray(SCENE)
+    deep = Image.fromarray(SCENE[..., 0].astype(np.uint16) * 257)
+    converted = {"palette": scene.quantize(16), "alpha": scene.convert("RGBA"), "deep": deep,
+                 "grey": scene.convert("L"), "cmyk": scene.convert("CMYK"), "rgb": scene}[kind[:-4]]  # fmt: skip
+    if kind == "alpha.png":
+        converted.putalpha(Image.fromarray(SCENE[..., 2]))
+    exif = Image.Exif()
+    exif[274] = orientation
+    converted.save(tmp_path / kind, exif=exif.tobytes())
+    whole = read_image(tmp_path / kind)
+    monkeypatch.setattr(images, "LARGE_IMAGE", 1)
+    monkeypatch.setattr(images, "_BAND_BYTES", 5000)
+    with open_image(tmp_path / kind) as source:
+        assert source.shape == whole.shape
+        assert source.dtype == whole.dtype
+        for top, left, bottom, right in windows(whole.shape):
+            np.testing.assert_array_equal(source.read(top, left, bottom, right), whole[top:bottom, left:right])
+
+
+def test_sources_end_with_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", SCENE, tile=(16, 16), photometric="rgb")
+    monkeypatch.setattr(images, "_WHOLE_TIFF", 0)
+    with open_image(tmp_path / "a.tif") as source:
+        pass
+    with pytest.raises(ValueError, match="is closed"):
+        source.read(0, 0, 1, 1)
+
+
+def test_a_tiff_by_window_has_a_limit_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", SCENE, tile=(16, 16), photometric="rgb")
+    monkeypatch.setattr(images, "_WHOLE_TIFF", 0)
+    with open_image(tmp_path / "a.tif", max_pixels=169) as source:  # 97 x 139 = 13483 pixels, 169 x 80 = 13520
+        assert source.shape == SCENE.shape
+    with (
+        pytest.raises(ImageReadError, match=r"more than the limit of 0.01344 megapixels.*max_pixels="),
+        open_image(tmp_path / "a.tif", max_pixels=168),
+    ):
+        pass
+    with pytest.raises(ImageReadError, match="more than the limit"):
+        read_image(tmp_path / "a.tif", max_pixels=13482)
+    with open_image(tmp_path / "a.tif", max_pixels=None):
+        pass
+
+
+def with_tag(path: Path, code: int, value: int) -> Path:
+    """Change the number in a tag of a little-endian classic TIFF, type and all."""
+    data = bytearray(path.read_bytes())
+    (start,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, start)
+    for entry in range(start + 2, start + 2 + 12 * count, 12):
+        if struct.unpack_from("<H", data, entry)[0] == code:
+            struct.pack_into("<HII", data, entry + 2, 4, 1, value)
+            path.write_bytes(data)
+            return path
+    raise AssertionError(f"no tag {code}")
+
+
+WIDTH, HEIGHT, TILE_WIDTH, TILE_HEIGHT = 256, 257, 322, 323
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("kind", ["rgb", "deep"])
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({WIDTH: 0}, "no pixels"),
+        ({HEIGHT: 0}, "no pixels"),
+        ({WIDTH: 2**32 - 1, HEIGHT: 2**32 - 1}, r"needs \d+ tiles, its header lists 20"),
+        ({WIDTH: 15_000, HEIGHT: 15_000}, "a picture of 15000 x 15000 pixels needs 219961 tiles"),
+        ({HEIGHT: 129}, "needs 25 tiles, its header lists 20"),
+        ({TILE_WIDTH: 2**31, TILE_HEIGHT: 2**31}, "larger than the picture"),
+        ({TILE_WIDTH: 2**32 - 16}, "larger than the picture"),
+        ({TILE_WIDTH: 0}, "tiles have 0 x 32 pixels|damaged"),
+        ({TILE_HEIGHT: 0}, "tiles have 32 x 0 pixels|damaged"),
+    ],
+)
+def test_a_tiff_whose_header_lies(
+    tmp_path: Path, kind: str, tags: dict[int, int], message: str, compression: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pixels = SCENE if kind == "rgb" else SCENE.astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(32, 32), photometric="rgb", compression=compression)
+    for code, value in tags.items():
+        with_tag(tmp_path / "a.tif", code, value)
+    tracemalloc.start()
+    try:
+        with (
+            pytest.raises(ImageReadError, match=message),
+            open_image(tmp_path / "a.tif", max_pixels=DEFAULT_MAX_PIXELS),
+        ):
+            pass
+        assert tracemalloc.get_traced_memory()[1] < 3e6
+    finally:
+        tracemalloc.stop()
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("height", [2000, 2**32 - 1])
+def test_a_tiff_with_fewer_strips_than_rows(tmp_path: Path, height: int) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", SCENE, rowsperstrip=8, photometric="rgb")
+    with pytest.raises(ImageReadError, match=r"pixels needs \d+ strips, its header lists 13"):
+        read_image(with_tag(tmp_path / "a.tif", HEIGHT, height))
+
+
+def test_strips_on_their_side_are_read_whole_if_they_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = [(274, "H", 1, 6, True)]
+    tifffile.imwrite(tmp_path / "a.tif", SCENE, rowsperstrip=8, photometric="rgb", extratags=turn)
+    monkeypatch.setattr(images, "_WHOLE_TIFF", 0)
+    decoded = counted_pieces(monkeypatch)
+    for limit, by_piece in ((13_483, False), (13_482, True)):
+        with open_image(tmp_path / "a.tif", max_pixels=limit) as source:
+            np.testing.assert_array_equal(source.read(0, 0, 139, 97), np.rot90(SCENE, -1))
+        assert bool(decoded) == by_piece
+
+
+def test_a_tiff_that_ends_too_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", SCENE, rowsperstrip=8, photometric="rgb")
+    data = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(data[:-5000])
+    monkeypatch.setattr(images, "_WHOLE_TIFF", 0)
+    with pytest.raises(ImageReadError, match="damaged or cut short"):
+        read_image(tmp_path / "a.tif")
+    with (
+        pytest.raises(ImageReadError, match=rf"the file ends after {len(data) - 5000} bytes, its pixels should reach"),
+        open_image(tmp_path / "a.tif", max_pixels=1000),
+    ):
+        pass
+
+
+def test_a_damaged_tile_is_reported_by_the_window_that_touches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Noise, so that no tile is small enough to be put together with its neighbours.
+    pixels = RNG.integers(0, 256, (200, 300, 3), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(64, 64), photometric="rgb", compression="zlib")
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        offset, count = file.pages.first.dataoffsets[7], file.pages.first.databytecounts[7]
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    data[offset + count // 3 : offset + count] = bytes(count - count // 3)
+    (tmp_path / "a.tif").write_bytes(data)
+    monkeypatch.setattr(images, "_WHOLE_TIFF", 0)
+    monkeypatch.setattr("sparsespec._tiff._PIECE_AIM", 1)
+    with open_image(tmp_path / "a.tif") as source:
+        np.testing.assert_array_equal(source.read(0, 0, 64, 300), pixels[:64])
+        with pytest.raises(ImageReadError, match="damaged or cut short near row 64, column 128") as caught:
+            source.read(50, 150, 80, 160)
+        assert caught.value.path == str(tmp_path / "a.tif")
+        np.testing.assert_array_equal(source.read(64, 192, 200, 300), pixels[64:, 192:])
+    assert capfd.readouterr().out == ""
+
+
+def test_one_large_compressed_strip_is_no_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", SCENE, rowsperstrip=97, photometric="rgb", compression="zlib")
+    monkeypatch.setattr(images, "_WHOLE_TIFF", 0)
+    monkeypatch.setattr("sparsespec._tiff.LARGEST_PIECE", 30_000)
+    with open_image(tmp_path / "a.tif") as source:
+        np.testing.assert_array_equal(source.read(0, 0, 97, 139), SCENE)
+    with (
+        pytest.raises(ImageReadError, match=r"cannot be read piece by piece: one of its strips holds"),
+        open_image(tmp_path / "a.tif", max_pixels=13_000),
+    ):
+        pass
+
+
+def giant(path: Path, side: int) -> Path:
+    """Write a tiled BigTIFF of side x side pixels in which every tile has the same few bytes."""
+    tile = 1024
+    pixels = np.zeros((tile, tile, 3), np.uint8)
+    pixels[::2, :, 1] = 200
+    content = zlib.compress(pixels.tobytes(), 1)
+    count = (side // tile) ** 2
+    tifffile.imwrite(
+        path, iter([content] * count), shape=(side, side, 3), dtype=np.uint8, tile=(tile, tile), compression="zlib",
+        photometric="rgb", bigtiff=True,
+    )  # fmt: skip
+    return path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource module to ask for the peak of the memory")
+def test_memory_follows_the_windows_and_not_the_picture(tmp_path: Path) -> None:
+    path = giant(tmp_path / "a.tif", 17 * 1024)  # 303 megapixels: 909 MB
+    code = """
+import resource, sys
+import numpy as np
+from sparsespec.images import ImageReadError, open_image, read_image
+with open_image(sys.argv[1]) as source:
+    source.read(0, 0, 600, 3000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for top in range(0, source.shape[0], 3000):
+        band = source.read(top, 0, min(top + 600, source.shape[0]), source.shape[1])
+        assert (band[top % 2 :: 2, :, 1] == 200).all() and band[..., 0].max() == 0
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    read_image(sys.argv[1])
+except ImageReadError as error:
+    assert "more than the limit" in str(error)
+else:
+    raise AssertionError("an array of 303 megapixels was allowed")
+print((after - before) * (1 if sys.platform == "darwin" else 1024))
+"""
+    result = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    # A band of 31 MB, two rows of tiles of 53 MB each, and what is being decoded.
+    assert int(result.stdout) < 350e6
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource module to ask for the peak of the memory")
+def test_a_jpeg_is_held_little_more_than_once(tmp_path: Path) -> None:
+    Image.new("RGB", (6000, 5000), (200, 100, 50)).save(tmp_path / "a.jpg")  # 90 MB as an array, 120 MB in Pillow
+    code = """
+import resource, sys
+import sparsespec.images as images
+from PIL import Image
+images.LARGE_IMAGE = int(sys.argv[2])
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+before = peak()
+with images.open_image(sys.argv[1]) as source:
+    for top in range(0, 5000, 500):
+        source.read(top, 0, top + 500, 6000)
+print(peak() - before)
+"""
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.jpg"), str(large)], capture_output=True,
+                           text=True, check=True).stdout)
+        for large in (1, 100_000_000)
+    ]  # fmt: skip
+    assert peaks[0] < 120e6 + 60e6
+    assert peaks[1] < 120e6 + 90e6 + 60e6

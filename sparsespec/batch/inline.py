@@ -11,28 +11,24 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 import sparsespec
 from sparsespec.batch.inputs import Inputs
-from sparsespec.batch.one import Outcome, process_image
+from sparsespec.batch.one import ImageSegmenter, Outcome, process_image
 from sparsespec.batch.outputs import OutputFolder, output_names
 from sparsespec.batch.record import BatchResult, Row, write_record
 from sparsespec.formats.coco import CocoWriter
 from sparsespec.formats.report import ReportCard, ReportWriter, readable_duration
 from sparsespec.images import DEFAULT_MAX_PIXELS
 
-if TYPE_CHECKING:
-    from sparsespec.pipeline import Segmentation
-
 __all__ = ["run_batch"]
 
 
 def run_batch(
-    segmenter: Callable[[npt.NDArray[Any]], Segmentation],
+    segmenter: ImageSegmenter,
     inputs: Inputs,
     output: str | os.PathLike[str],
     *,
@@ -51,6 +47,8 @@ def run_batch(
     ----------
     segmenter : callable
         Takes an (H, W, 3) image, returns an object with ``labels`` (H, W), ``scores`` (n,) and ``info`` (a mapping).
+        An image of at least `sparsespec.images.LARGE_IMAGE` pixels it gets as a source to be read by window, together
+        with ``out=``, an (H, W) uint16 array of zeros in a file, to be filled and returned as ``labels``.
     inputs : Inputs
         Of `find_inputs`.
     output : str or os.PathLike
@@ -60,7 +58,7 @@ def run_batch(
     overlays : bool
         Write overlays. The report has its small pictures either way.
     max_pixels : int or None
-        Largest image to read, width x height.
+        Largest image to read, width x height; see `sparsespec.images.open_image`.
     parameters : mapping, optional
         Noted in ``run.json`` and in the report.
     progress : callable, optional

@@ -2,33 +2,66 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from sparsespec._mapped import release
 from sparsespec.batch.outputs import OutputFolder
 from sparsespec.batch.record import Row, jsonable
+from sparsespec.formats._atomic import temporary_beside
 from sparsespec.formats.coco import instance_annotations
 from sparsespec.formats.labels import write_label_png
-from sparsespec.formats.overlay import jpeg_bytes, render_overlay, write_overlay_jpeg
-from sparsespec.images import ImageReadError, read_image
+from sparsespec.formats.overlay import (
+    DEFAULT_MAX_SIDE,
+    draw_instances,
+    jpeg_bytes,
+    reduced_copy,
+    write_overlay_jpeg,
+)
+from sparsespec.images import LARGE_IMAGE, ImageReadError, open_image
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from sparsespec.pipeline import Segmentation
 
-__all__ = ["Outcome", "process_image"]
+__all__ = ["ImageSegmenter", "Outcome", "process_image"]
 
 THUMBNAIL_SIDE = 420
 """Longest side of a picture in the report, in pixels."""
 
 _DETAILS = ("model", "grid", "tokens", "solver", "provider")
 _LONGEST_ERROR = 400
+
+
+class ImageSegmenter(Protocol):
+    """What `run_batch` calls for each image: a `sparsespec.Segmenter`, or anything that behaves like one."""
+
+    def __call__(self, image: Any, /, *, out: npt.NDArray[np.uint16] | None = None) -> Segmentation:
+        """Segment one image.
+
+        Parameters
+        ----------
+        image : (H, W, 3) ndarray of uint8 or uint16, or PixelSource
+            An array; of an image of `sparsespec.images.LARGE_IMAGE` pixels or more a source that is read by window.
+        out : (H, W) ndarray of uint16, optional
+            Given with a source, and only then: zeros, mapped from a file, to be filled with the labels and returned
+            as the result's ``labels``.
+
+        Returns
+        -------
+        Segmentation
+            Or an object with ``labels`` (H, W), ``scores`` (n,) and ``info`` (a mapping).
+        """
+        ...
 
 
 @dataclass
@@ -51,7 +84,7 @@ class Outcome:
 
 
 def process_image(
-    segmenter: Callable[[npt.NDArray[Any]], Segmentation],
+    segmenter: ImageSegmenter,
     root: Path,
     path: str,
     folder: OutputFolder,
@@ -64,8 +97,8 @@ def process_image(
 
     Parameters
     ----------
-    segmenter : callable
-        See `run_batch`.
+    segmenter : ImageSegmenter
+        Does the work.
     root : Path
         Folder of the input.
     path : str
@@ -77,7 +110,7 @@ def process_image(
     overlays : bool
         Write an overlay too.
     max_pixels : int or None
-        Largest image to read.
+        Largest image to read, see `open_image`.
 
     Returns
     -------
@@ -88,25 +121,29 @@ def process_image(
     mask, overlay = folder.root / folder.mask(name), folder.root / folder.overlay(name)
     began = time.perf_counter()
     try:
-        image = read_image(root / path, max_pixels=max_pixels)
-        row.size = (int(image.shape[1]), int(image.shape[0]))
-        row.seconds["read"] = time.perf_counter() - began
+        with open_image(root / path, max_pixels=max_pixels) as source:
+            height, width = source.shape[:2]
+            row.size = (int(width), int(height))
+            large = height * width >= LARGE_IMAGE
+            image = source if large else source.read(0, 0, height, width)
+            row.seconds["read"] = time.perf_counter() - began
+            with _label_file(folder.root, (height, width)) if large else nullcontext() as labels_file:
+                before = time.perf_counter()
+                segmentation = segmenter(image) if labels_file is None else segmenter(image, out=labels_file)
+                labels, scores = _checked(segmentation, (height, width))
+                info = segmentation.info
+                row.seconds.update(_stages(info, time.perf_counter() - before))
 
-        before = time.perf_counter()
-        segmentation = segmenter(image)
-        labels, scores = _checked(segmentation, image.shape[:2])
-        info = segmentation.info
-        row.seconds.update(_stages(info, time.perf_counter() - before))
-
-        before = time.perf_counter()
-        annotations = instance_annotations(labels, scores)
-        mask.parent.mkdir(parents=True, exist_ok=True)
-        write_label_png(mask, labels)
-        if overlays:
-            overlay.parent.mkdir(parents=True, exist_ok=True)
-            write_overlay_jpeg(overlay, render_overlay(image, labels, scores))
-        thumbnail = jpeg_bytes(render_overlay(image, labels, scores, max_side=THUMBNAIL_SIDE), quality=80)
-        row.seconds["write"] = time.perf_counter() - before
+                before = time.perf_counter()
+                annotations = instance_annotations(labels, scores)
+                mask.parent.mkdir(parents=True, exist_ok=True)
+                write_label_png(mask, labels)
+                photo, small = reduced_copy(image, labels, DEFAULT_MAX_SIDE if overlays else THUMBNAIL_SIDE)
+            if overlays:
+                overlay.parent.mkdir(parents=True, exist_ok=True)
+                write_overlay_jpeg(overlay, draw_instances(photo, small, scores))
+            thumbnail = jpeg_bytes(_thumbnail(photo, small, scores), quality=80)
+            row.seconds["write"] = time.perf_counter() - before
     except Exception as error:
         _remove(mask, overlay)
         row.seconds["total"] = time.perf_counter() - began
@@ -125,10 +162,35 @@ def process_image(
     return Outcome(_rounded(row), annotations, thumbnail)
 
 
+@contextmanager
+def _label_file(folder: Path, shape: tuple[int, int]) -> Iterator[npt.NDArray[np.uint16]]:
+    """Map labels from a file in the output folder: they may be larger than the memory."""
+    path = temporary_beside(folder / "labels")
+    try:
+        with path.open("xb") as file:
+            size = shape[0] * shape[1] * np.dtype(np.uint16).itemsize
+            file.truncate(size)
+            # Writing to a mapped file kills the process when the disk is full: asked first, the system can say so.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+        labels = np.memmap(path, np.uint16, "r+", shape=shape)
+        yield labels
+        del labels
+    finally:
+        with suppress(OSError):  # where open files cannot be removed, the next run does it
+            path.unlink(missing_ok=True)
+
+
+def _thumbnail(photo: Image.Image, labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> Image.Image:
+    smaller, small = reduced_copy(np.asarray(photo), labels, THUMBNAIL_SIDE)
+    return draw_instances(smaller, small, scores)
+
+
 def _checked(segmentation: Segmentation, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     labels, scores = np.asarray(segmentation.labels), np.asarray(segmentation.scores)
     if labels.shape != shape:
         raise ValueError(f"the segmenter returned labels of shape {labels.shape} for an image of shape {shape}")
+    release(labels)
     return labels, scores
 
 

@@ -13,6 +13,12 @@ TEMPORARY_PATTERN = ".sparsespec-*.tmp"
 """How unfinished files are called; only a killed process leaves one behind."""
 
 
+def temporary_beside(path: Path) -> Path:
+    """Give an unused name in the folder of `path`, by which `TEMPORARY_PATTERN` finds what a killed process left."""
+    # Not named after the target: a name of the longest length allowed has no room for an ending.
+    return path.with_name(TEMPORARY_PATTERN.replace("*", secrets.token_hex(8)))
+
+
 class AtomicFile:
     """A file written under a temporary name beside its target, which it replaces when everything is on the disk.
 
@@ -32,8 +38,7 @@ class AtomicFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        # Not named after the target: a name of the longest length allowed has no room for an ending.
-        self._temporary = self.path.with_name(TEMPORARY_PATTERN.replace("*", secrets.token_hex(8)))
+        self._temporary = temporary_beside(self.path)
         # Not tempfile: it makes files that only their owner can read, the umask decides here as for any other file.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         self.file: BinaryIO = os.fdopen(os.open(self._temporary, flags, 0o666), "wb")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sparsespec._mapped import bands
 from sparsespec.formats._atomic import AtomicFile
 
 __all__ = ["CATEGORY_ID", "CocoWriter", "decode_rle", "encode_rle", "instance_annotations"]
@@ -21,7 +22,7 @@ __all__ = ["CATEGORY_ID", "CocoWriter", "decode_rle", "encode_rle", "instance_an
 CATEGORY_ID = 1
 """Everything found is an object; nothing here knows names."""
 
-_GROUPS = 13  # five bits each: enough for 64
+_COUNTS_AT_ONCE = 1 << 16
 
 
 def encode_rle(mask: npt.ArrayLike) -> dict[str, Any]:
@@ -71,7 +72,9 @@ def decode_rle(rle: dict[str, Any]) -> npt.NDArray[np.uint8]:
 
 
 def instance_annotations(labels: npt.ArrayLike, scores: npt.ArrayLike) -> list[dict[str, Any]]:
-    """Describe each instance of a label image, in one pass over its pixels.
+    """Describe each instance of a label image, in one pass over its pixels, row by row.
+
+    Beside the labels, which may be mapped from a file, it needs memory for their outlines only.
 
     Parameters
     ----------
@@ -99,15 +102,11 @@ def instance_annotations(labels: npt.ArrayLike, scores: npt.ArrayLike) -> list[d
         raise ValueError("scores must be a one-dimensional array of finite numbers")
     if array.size == 0:
         return []
-    if array.min() < 0 or array.max() > confidence.size:
-        raise ValueError(
-            f"labels must lie in 0..{confidence.size}, the number of scores; got {array.min()}..{array.max()}"
-        )
     height, width = array.shape
-    flat = array.ravel(order="F")
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    ends = np.append(starts[1:], flat.size)
-    owners = flat[starts]
+    starts, owners, smallest, largest = _runs(array)
+    if smallest < 0 or largest > confidence.size:
+        raise ValueError(f"labels must lie in 0..{confidence.size}, the number of scores; got {smallest}..{largest}")
+    ends = np.append(starts[1:], array.size)
     keep = owners > 0
     starts, ends, owners = starts[keep], ends[keep], owners[keep]
     order = np.argsort(owners, kind="stable")
@@ -118,8 +117,8 @@ def instance_annotations(labels: npt.ArrayLike, scores: npt.ArrayLike) -> list[d
         begin, end = starts[first:last], ends[first:last]
         bounds = np.concatenate([[0], np.column_stack([begin, end]).ravel()])
         counts = np.diff(bounds)
-        if end[-1] < flat.size:
-            counts = np.append(counts, flat.size - end[-1])
+        if end[-1] < array.size:
+            counts = np.append(counts, array.size - end[-1])
         left, right = begin[0] // height, (end[-1] - 1) // height
         if (begin // height != (end - 1) // height).any():  # a run that goes on in the next column touches both borders
             top, bottom = 0, height - 1
@@ -188,18 +187,50 @@ class CocoWriter:
         self._target.discard()
 
 
+def _runs(labels: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any], int, int]:
+    """Find where, column by column, a run of one label begins, and whose it is; smallest and largest label too.
+
+    The rows are read in their order, since columns lie far apart in memory: a run begins where a pixel differs from the
+    one above it, or at the top of a column from the last of the column before.
+    """
+    height, width = labels.shape
+    first, last = np.array(labels[0]), np.array(labels[-1])
+    columns = np.flatnonzero(np.append(True, first[1:] != last[:-1]))
+    places, owners = [columns.astype(np.int64) * height], [first[columns]]
+    smallest, largest = int(first.min()), int(first.max())
+    above = first
+    for top, part in bands(labels):
+        smallest, largest = min(smallest, int(part.min())), max(largest, int(part.max()))
+        for row, changed in ((top, part[:1] != above), (top + 1, part[1:] != part[:-1])):
+            flat = np.flatnonzero(changed)
+            rows, columns = np.divmod(flat, width)
+            places.append(columns * height + rows + row)
+            owners.append(part[rows + (row - top), columns])
+        above = np.array(part[-1])
+    places_, owners_ = np.concatenate(places), np.concatenate(owners)
+    order = np.argsort(places_)
+    return places_[order], owners_[order], smallest, largest
+
+
 def _compress(counts: npt.NDArray[np.int64]) -> str:
     numbers = counts.astype(np.int64)
     numbers[3:] -= counts[1:-2]
-    groups = (numbers[:, None] >> (5 * np.arange(_GROUPS))) & 31
+    parts = [_characters(numbers[k : k + _COUNTS_AT_ONCE]) for k in range(0, len(numbers), _COUNTS_AT_ONCE)]
+    return b"".join(parts).decode("ascii")
+
+
+def _characters(numbers: npt.NDArray[np.int64]) -> bytes:
+    # Five bits each, and one of them for the sign.
+    most = 1 + int(np.abs(numbers).max()).bit_length() // 5
+    groups = (numbers[:, None] >> (5 * np.arange(most))) & 31
     # A number ends at the first group after which only its sign remains: zeros, or all ones after bit 16.
-    rest = numbers[:, None] >> (5 * np.arange(1, _GROUPS + 1))
+    rest = numbers[:, None] >> (5 * np.arange(1, most + 1))
     finished = rest == np.where(groups & 16, -1, 0)
     length = finished.argmax(axis=1) + 1
-    used = np.arange(_GROUPS) < length[:, None]
-    more = np.arange(_GROUPS) < (length - 1)[:, None]
+    used = np.arange(most) < length[:, None]
+    more = np.arange(most) < (length - 1)[:, None]
     characters = groups + 32 * more + 48
-    return characters[used].astype(np.uint8).tobytes().decode("ascii")
+    return characters[used].astype(np.uint8).tobytes()
 
 
 def _decompress(text: str) -> npt.NDArray[np.int64]:

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import colorsys
+import io
+import math
 import os
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sparsespec._mapped import bands, release
 from sparsespec.formats._atomic import write_atomic
+from sparsespec.formats.labels import label_range
+from sparsespec.images import PixelSource, as_pixels
 
 if TYPE_CHECKING:
-    from PIL import ImageDraw, ImageFont
+    from PIL import Image, ImageFont
 
-__all__ = ["DEFAULT_MAX_SIDE", "instance_colours", "jpeg_bytes", "render_overlay", "write_overlay_jpeg"]
+__all__ = [
+    "DEFAULT_MAX_SIDE",
+    "draw_instances",
+    "instance_colours",
+    "jpeg_bytes",
+    "reduced_copy",
+    "render_overlay",
+    "write_overlay_jpeg",
+]
 
 DEFAULT_MAX_SIDE = 2048
 """Longest side of an overlay in pixels: it is for looking, the label image has the full resolution."""
 
-_TINT = 0.32
-_CASING = np.array([16, 16, 20], np.float32)
+_TINT = round(0.32 * 255)
+_CASING = (16, 16, 20)
 _CASING_STRENGTH = 0.85
+_PIXELS_AT_ONCE = 1 << 23
+_REDUCING_GAP = 3.0
 _SMALLEST_WITH_TEXT = 80
 # Neighbours in this list are far apart; each is bright enough for dark photographs and dark writing.
 _FIRST_COLOURS = (
@@ -56,13 +72,17 @@ def instance_colours(count: int) -> npt.NDArray[np.uint8]:
 
 
 def render_overlay(
-    image: npt.NDArray[Any], labels: npt.NDArray[Any], scores: npt.ArrayLike, *, max_side: int = DEFAULT_MAX_SIDE
+    image: npt.NDArray[Any] | PixelSource,
+    labels: npt.NDArray[Any],
+    scores: npt.ArrayLike,
+    *,
+    max_side: int = DEFAULT_MAX_SIDE,
 ) -> npt.NDArray[np.uint8]:
     """Draw the instances over their photograph: a tint, an outline with a dark rim, the label and its score.
 
     Parameters
     ----------
-    image : (H, W, 3) ndarray of uint8 or uint16
+    image : (H, W, 3) ndarray of uint8 or uint16, or PixelSource
         The photograph.
     labels : (H, W) ndarray of int
         0 = background, 1..n = instances.
@@ -81,56 +101,151 @@ def render_overlay(
         Shapes that do not fit together, an image of another type, or a label without a score.
     """
     confidence = np.asarray(scores, dtype=np.float64).ravel()
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype not in (np.uint8, np.uint16):
+    photo, small = reduced_copy(image, labels, max_side)
+    if labels.size:
+        smallest, largest = label_range(labels)
+        if smallest < 0 or largest > confidence.size:
+            raise ValueError(
+                f"labels must lie in 0..{confidence.size}, the number of scores; got {smallest}..{largest}"
+            )
+    return np.array(draw_instances(photo, small, confidence))
+
+
+def reduced_copy(
+    image: npt.NDArray[Any] | PixelSource, labels: npt.NDArray[Any], max_side: int
+) -> tuple[Image.Image, npt.NDArray[Any]]:
+    """Reduce a photograph and its labels for `draw_instances`, reading either a few rows at a time.
+
+    Parameters
+    ----------
+    image : (H, W, 3) ndarray of uint8 or uint16, or PixelSource
+        The photograph.
+    labels : (H, W) ndarray of int
+        Its labels.
+    max_side : int
+        Longest side of the result, in pixels. Smaller pictures keep their size.
+
+    Returns
+    -------
+    photo : PIL.Image.Image
+        RGB, antialiased.
+    labels : (h, w) ndarray of int
+        Of the nearest pixels.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not fit together, or an image of another type.
+    """
+    if isinstance(image, np.ndarray) and (
+        image.ndim != 3 or image.shape[2] != 3 or image.dtype not in (np.uint8, np.uint16)
+    ):
         raise ValueError(f"image must be (H, W, 3) uint8 or uint16, got {image.dtype} {image.shape}")
-    if labels.shape != image.shape[:2]:
-        raise ValueError(f"labels must have the size of the image {image.shape[:2]}, got {labels.shape}")
-    if labels.size and (labels.min() < 0 or labels.max() > confidence.size):
-        raise ValueError(
-            f"labels must lie in 0..{confidence.size}, the number of scores; got {labels.min()}..{labels.max()}"
-        )
+    if labels.shape != tuple(image.shape[:2]):
+        raise ValueError(f"labels must have the size of the image {tuple(image.shape[:2])}, got {labels.shape}")
     if max_side < 1:
         raise ValueError(f"max_side must be at least 1, got {max_side}")
-    photo, small = _reduced(image, labels, max_side)
-    if not small.any():
+    height, width = labels.shape
+    shrink = min(1.0, max_side / max(height, width))
+    size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+    return _reduced_photo(as_pixels(image), size), _reduced_labels(labels, size)
+
+
+def draw_instances(photo: Image.Image, labels: npt.NDArray[Any], scores: npt.ArrayLike) -> Image.Image:
+    """Draw instances over a photograph of the size in which it is going to be seen.
+
+    Parameters
+    ----------
+    photo : PIL.Image.Image
+        RGB; it is left as it is.
+    labels : (h, w) ndarray of int
+        0 = background, 1..n = instances.
+    scores : (n,) array_like of float
+        ``scores[k - 1]`` belongs to label ``k``.
+
+    Returns
+    -------
+    PIL.Image.Image
+        The photograph itself where there is nothing to draw.
+    """
+    confidence = np.asarray(scores, dtype=np.float64).ravel()
+    if not labels.any():
         return photo
     colours = instance_colours(confidence.size)
-    drawn = _tinted_and_outlined(photo, small, colours)
-    if min(drawn.shape[:2]) >= _SMALLEST_WITH_TEXT:
-        drawn = _with_scores(drawn, small, confidence, colours)
+    drawn = _tinted_and_outlined(photo, labels, colours)
+    if min(drawn.size) >= _SMALLEST_WITH_TEXT:
+        _write_scores(drawn, labels, confidence, colours)
     return drawn
 
 
-def jpeg_bytes(pixels: npt.NDArray[np.uint8], *, quality: int = 90) -> bytes:
-    """Encode (H, W, 3) uint8 as JPEG, without colour subsampling so that thin coloured lines stay sharp."""
-    import imageio.v3 as iio
+def jpeg_bytes(pixels: npt.NDArray[np.uint8] | Image.Image, *, quality: int = 90) -> bytes:
+    """Encode RGB pixels as JPEG, without colour subsampling so that thin coloured lines stay sharp."""
+    from PIL import Image
 
-    content: bytes = iio.imwrite(
-        "<bytes>", pixels, plugin="pillow", extension=".jpg", quality=quality, subsampling=0, is_batch=False
-    )
-    return content
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=quality, subsampling=0)
+    return content.getvalue()
 
 
-def write_overlay_jpeg(path: str | os.PathLike[str], overlay: npt.NDArray[np.uint8]) -> None:
-    """Write the picture of `render_overlay`, whole or not at all; the folder must exist."""
+def write_overlay_jpeg(path: str | os.PathLike[str], overlay: npt.NDArray[np.uint8] | Image.Image) -> None:
+    """Write a picture of `render_overlay` or `draw_instances`, whole or not at all; the folder must exist."""
     write_atomic(path, jpeg_bytes(overlay))
 
 
-def _reduced(
-    image: npt.NDArray[Any], labels: npt.NDArray[Any], max_side: int
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def _eight_bits(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    if pixels.dtype == np.uint8:
+        return np.ascontiguousarray(pixels)
+    if pixels.dtype == np.uint16:
+        return (pixels >> 8).astype(np.uint8)
+    return np.rint(pixels * 255).astype(np.uint8)
+
+
+def _reduced_photo(source: PixelSource, size: tuple[int, int]) -> Image.Image:
+    """Reduce by bands to what Pillow would make of the whole picture."""
     from PIL import Image
 
-    eight_bits = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
+    height, width = source.shape[:2]
+
+    def band(top: int, bottom: int) -> Image.Image:
+        return Image.fromarray(_eight_bits(source.read(top, 0, bottom, width)))
+
+    if size == (width, height):
+        return band(0, height)
+    filtering = Image.Resampling.HAMMING
+    if height * width <= _PIXELS_AT_ONCE:
+        return band(0, height).resize(size, filtering, reducing_gap=_REDUCING_GAP)
+    # As Pillow does it: the mean of whole pixels first, as far as that does no harm, then the filter.
+    step = max(1, int(width / size[0] / _REDUCING_GAP)), max(1, int(height / size[1] / _REDUCING_GAP))
+    if step != (1, 1):
+        coarse = Image.new("RGB", (math.ceil(width / step[0]), math.ceil(height / step[1])))
+        rows = max(1, _PIXELS_AT_ONCE // (width * step[1])) * step[1]
+        for top in range(0, height, rows):
+            coarse.paste(band(top, min(top + rows, height)).reduce(step), (0, top // step[1]))
+        return coarse.resize(size, filtering, box=(0, 0, width / step[0], height / step[1]))
+    result = Image.new("RGB", size)
+    scale = height / size[1]
+    rows = max(1, int(_PIXELS_AT_ONCE / (width * scale)))
+    for first in range(0, size[1], rows):
+        last = min(first + rows, size[1])
+        # The filter reaches as far beyond its rows as one row of the result is high.
+        top, bottom = max(0, math.floor((first - 1) * scale) - 1), min(height, math.ceil((last + 1) * scale) + 1)
+        box = (0, first * scale - top, width, min(last * scale, height) - top)
+        result.paste(band(top, bottom).resize((size[0], last - first), filtering, box=box), (0, first))
+    return result
+
+
+def _reduced_labels(labels: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
     height, width = labels.shape
-    shrink = min(1.0, max_side / max(height, width))
-    if shrink == 1.0:
-        return np.ascontiguousarray(eight_bits), labels.astype(np.int64)
-    size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-    photo = Image.fromarray(np.ascontiguousarray(eight_bits)).resize(size, Image.Resampling.HAMMING, reducing_gap=3.0)
+    if size == (width, height):
+        return labels
     rows = ((np.arange(size[1]) + 0.5) * (height / size[1])).astype(np.intp)
     columns = ((np.arange(size[0]) + 0.5) * (width / size[0])).astype(np.intp)
-    return np.array(photo), labels[rows[:, None], columns].astype(np.int64)
+    result = np.empty((size[1], size[0]), labels.dtype)
+    for top, part in bands(result, step=64):
+        np.take(labels[rows[top : top + len(part)]], columns, axis=1, out=part)
+        release(labels)
+    return result
 
 
 def _line_width(shape: tuple[int, ...]) -> int:
@@ -138,31 +253,33 @@ def _line_width(shape: tuple[int, ...]) -> int:
     return 1 if longest < 200 else max(2, round(longest / 450))
 
 
-def _tinted_and_outlined(
-    photo: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], colours: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.uint8]:
-    # Row 0 is the rim: what the background is mixed with next to an instance.
-    table = np.concatenate([_CASING[None], colours.astype(np.float32)])
-    line = _line_width(photo.shape)
+def _tinted_and_outlined(photo: Image.Image, labels: npt.NDArray[Any], colours: npt.NDArray[np.uint8]) -> Image.Image:
+    from PIL import Image
+
+    line = _line_width((photo.height, photo.width))
     # Only the part that holds instances is worked on, with room for the outlines.
     rows, columns = (np.flatnonzero(labels.any(axis=axis)) for axis in (1, 0))
-    part = tuple(slice(max(0, int(found[0]) - line - 2), int(found[-1]) + line + 3) for found in (rows, columns))
-    result = photo.copy()
-    photo, labels = photo[part], labels[part]
+    top, bottom = max(0, int(rows[0]) - line - 2), min(photo.height, int(rows[-1]) + line + 3)
+    left, right = max(0, int(columns[0]) - line - 2), min(photo.width, int(columns[-1]) + line + 3)
+    labels = labels[top:bottom, left:right]
     border = _border(labels)
-    stroke = _soft(_grown(border, line - 1))
-    rim = _soft(_grown(border, line // 2)) * _CASING_STRENGTH
-    strength = np.where(labels > 0, np.maximum(stroke, np.float32(_TINT)), rim).ravel()
-    touched = np.flatnonzero(strength)
-    pixels = photo.reshape(-1, 3)[touched].astype(np.float32)
-    pixels += (table[labels.ravel()[touched]] - pixels) * strength[touched, None]
-    drawn = photo.reshape(-1, 3).copy()
-    drawn[touched] = np.rint(pixels).astype(np.uint8)
-    result[part] = drawn.reshape(photo.shape)
+    stroke = _soft(_grown(border, line - 1), 1.0)
+    rim = _soft(_grown(border, line // 2), _CASING_STRENGTH)
+    strength = np.where(labels > 0, np.maximum(stroke, _TINT), rim)
+    # The background's colour is the rim's: what it is mixed with next to an instance.
+    table = np.concatenate([np.array([_CASING], np.uint8), colours])
+    if len(table) <= 256:
+        colour = Image.fromarray(labels.astype(np.uint8))
+        colour.putpalette(table.tobytes())
+        colour = colour.convert("RGB")
+    else:
+        colour = Image.fromarray(table[labels])
+    result = photo.copy()
+    result.paste(colour, (left, top), Image.fromarray(strength))
     return result
 
 
-def _border(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def _border(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Pixels, on either side, where one label meets another."""
     border = np.zeros(labels.shape, bool)
     vertical = labels[1:] != labels[:-1]
@@ -188,42 +305,47 @@ def _grown(mask: npt.NDArray[np.bool_], steps: int) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def _soft(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
-    """Round off the steps of a line: full inside, fading over half a pixel."""
-    from PIL import Image, ImageFilter
+def _soft(mask: npt.NDArray[np.bool_], strength: float) -> npt.NDArray[np.uint8]:
+    """Round off the steps of a line: of that strength inside (255 is full), fading over half a pixel."""
+    counts = np.pad(mask.view(np.uint8), 1, mode="edge")
+    # Weights 1, 2, 1 along both axes, whose sum of at most 16 says how deep inside a pixel lies.
+    across = counts[:, :-2] + counts[:, 2:]
+    across += counts[:, 1:-1]
+    across += counts[:, 1:-1]
+    down = across[:-2] + across[2:]
+    down += across[1:-1]
+    down += across[1:-1]
+    steps: npt.NDArray[np.uint8] = np.rint(np.arange(17) * (255 / 16 * strength)).astype(np.uint8)
+    return steps[down]
 
-    blurred = Image.fromarray(mask.astype(np.uint8) * np.uint8(255)).filter(ImageFilter.BoxBlur(0.5))
-    return np.asarray(blurred, np.float32) * np.float32(1 / 255)
 
-
-def _with_scores(
-    drawn: npt.NDArray[np.uint8],
-    labels: npt.NDArray[np.int64],
+def _write_scores(
+    drawn: Image.Image,
+    labels: npt.NDArray[Any],
     scores: npt.NDArray[np.float64],
     colours: npt.NDArray[np.uint8],
-) -> npt.NDArray[np.uint8]:
-    from PIL import Image, ImageDraw
+) -> None:
+    from PIL import ImageDraw
 
-    picture = Image.fromarray(drawn)
-    draw = ImageDraw.Draw(picture)
-    size = int(np.clip(max(drawn.shape[:2]) / 45, 11, 40))
-    font = _font(size)
+    draw = ImageDraw.Draw(drawn)
+    shape = (drawn.height, drawn.width)
+    font = _font(int(np.clip(max(shape) / 45, 11, 40)))
     taken: list[tuple[float, float, float, float]] = []
     # Small instances first: they have the least choice of where their tag can go.
     for label, (top, left, bottom, right) in sorted(_boxes(labels).items(), key=lambda item: _area(item[1])):
         region = labels[top:bottom, left:right] == label
         text = f"{label}  {scores[label - 1]:.2f}"
-        box = _place_tag(draw, font, text, region, (top, left), drawn.shape[:2], taken)
+        extent = draw.textbbox((0, 0), text, font=font)
+        box = _place_tag(extent, region, (top, left), shape, taken)
         taken.append(box)
         colour = tuple(int(channel) for channel in colours[label - 1])
-        draw.rounded_rectangle(box, radius=(box[3] - box[1]) * 0.28, fill=colour, outline=(16, 16, 20))
+        draw.rounded_rectangle(box, radius=(box[3] - box[1]) * 0.28, fill=colour, outline=_CASING)
         middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-        left_edge, upper, right_edge, lower = draw.textbbox((0, 0), text, font=font)
-        origin = (middle[0] - (left_edge + right_edge) / 2, middle[1] - (upper + lower) / 2)
-        draw.text(origin, text, fill=(16, 16, 20), font=font)
-    return np.array(picture)
+        origin = (middle[0] - (extent[0] + extent[2]) / 2, middle[1] - (extent[1] + extent[3]) / 2)
+        draw.text(origin, text, fill=_CASING, font=font)
 
 
+@lru_cache(maxsize=8)
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     from PIL import ImageFont
 
@@ -233,14 +355,28 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
         return ImageFont.load_default()
 
 
-def _boxes(labels: npt.NDArray[np.int64]) -> dict[int, tuple[int, int, int, int]]:
-    from scipy import ndimage
-
-    slices = ndimage.find_objects(labels)
+def _boxes(labels: npt.NDArray[Any]) -> dict[int, tuple[int, int, int, int]]:
+    """Top, left, bottom and right of each label that has a pixel, from the runs in its rows."""
+    flat = labels.ravel()
+    begins = np.append(0, np.flatnonzero(flat[1:] != flat[:-1]) + 1)
+    width = labels.shape[1]
+    # A run may go on in the next row; then it touches both sides.
+    ends = np.append(begins[1:], flat.size) - 1
+    owners = flat[begins]
+    used = owners > 0
+    begins, ends, owners = begins[used], ends[used], owners[used]
+    present, index = np.unique(owners, return_inverse=True)
+    first, last = begins // width, ends // width
+    left = np.where(first == last, begins % width, 0)
+    right = np.where(first == last, ends % width, width - 1)
+    corners = np.tile([len(labels), width, 0, 0], (len(present), 1))
+    np.minimum.at(corners[:, 0], index, first)
+    np.minimum.at(corners[:, 1], index, left)
+    np.maximum.at(corners[:, 2], index, last + 1)
+    np.maximum.at(corners[:, 3], index, right + 1)
     return {
-        label: (part[0].start, part[1].start, part[0].stop, part[1].stop)
-        for label, part in enumerate(slices, start=1)
-        if part is not None
+        int(label): (int(top), int(left_), int(bottom), int(right_))
+        for label, (top, left_, bottom, right_) in zip(present, corners, strict=True)
     }
 
 
@@ -249,16 +385,14 @@ def _area(box: tuple[int, int, int, int]) -> int:
 
 
 def _place_tag(
-    draw: ImageDraw.ImageDraw,
-    font: Any,
-    text: str,
+    extent: tuple[float, float, float, float],
     region: npt.NDArray[np.bool_],
     corner: tuple[int, int],
     shape: tuple[int, ...],
     taken: list[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float]:
     """Where the tag goes: in the thickest part of its instance if it fits, else beside it, on top of no other tag."""
-    left_edge, upper, right_edge, lower = draw.textbbox((0, 0), text, font=font)
+    left_edge, upper, right_edge, lower = extent
     pad = max(2.0, (lower - upper) * 0.35)
     width, height = right_edge - left_edge + 2 * pad, lower - upper + 2 * pad
     top, left = corner
@@ -282,7 +416,7 @@ def _thickest(region: npt.NDArray[np.bool_]) -> tuple[float, float]:
     from scipy import ndimage
 
     # A coarse look is enough to place a tag.
-    step = max(1, max(region.shape) // 128)
+    step = max(1, max(region.shape) // 64)
     coarse = np.pad(region[::step, ::step], 1)
     if not coarse.any():
         rows, columns = np.nonzero(region)

@@ -6,19 +6,22 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 import sparsespec
 from sparsespec.batch import BatchResult, OutputsError, Row, find_inputs, run_batch
 from sparsespec.batch.record import jsonable
 from sparsespec.formats import decode_rle
+from sparsespec.formats._atomic import TEMPORARY_PATTERN
 
 Photo = Callable[..., Path]
-Segmenter = Callable[[np.ndarray], Any]
+Segmenter = Callable[..., Any]
 
 
 def run(segmenter: Segmenter, source: Path, output: Path, **options: Any) -> BatchResult:
@@ -384,3 +387,112 @@ def test_jsonable() -> None:
         "path": "a", "other": "1j",
     }  # fmt: skip
     json.dumps(jsonable(value), allow_nan=False)
+
+
+class ByWindow:
+    """A segmenter as large images need it: the left half is one object, found by window."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.calls: list[tuple[str, Any]] = []
+        self.temporary: list[str] = []
+        self.error: BaseException | None = None
+
+    def __call__(self, image: Any, out: np.ndarray | None = None) -> Any:
+        self.calls.append((type(image).__name__, None if out is None else (type(out).__name__, out.dtype, out.shape)))
+        self.temporary += [path.name for path in self.folder.glob(TEMPORARY_PATTERN) if path.stat().st_size]
+        labels = np.zeros(image.shape[:2], np.int32) if out is None else out
+        assert not labels.any()
+        if out is None:
+            labels[:, : image.shape[1] // 2] = 1
+        else:
+            for top in range(0, image.shape[0], 7):
+                window = image.read(top, 0, min(top + 7, image.shape[0]), image.shape[1] // 2)
+                labels[top : top + len(window), : window.shape[1]] = 1
+        if self.error is not None:
+            raise self.error
+        return SimpleNamespace(labels=labels, scores=np.array([0.5]), info={})
+
+
+@pytest.fixture
+def large_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an image be large from 3000 pixels on."""
+    monkeypatch.setattr("sparsespec.batch.one.LARGE_IMAGE", 3000)
+    monkeypatch.setattr("sparsespec.images.LARGE_IMAGE", 3000)
+
+
+@pytest.mark.usefixtures("large_images")
+def test_large_images_are_read_and_written_by_window(tmp_path: Path, photo: Photo) -> None:
+    photo(tmp_path / "in" / "large.jpg", 80, 50)
+    photo(tmp_path / "in" / "small.jpg", 50, 40)
+    out = tmp_path / "out"
+    segmenter = ByWindow(out)
+    result = run(segmenter, tmp_path / "in", out)
+    assert [row.status for row in result.rows] == ["done", "done"], result.rows
+    assert segmenter.calls == [("_PillowPixels", ("memmap", np.uint16, (50, 80))), ("ndarray", None)]
+    # One file for the labels while they were made, beside those that are written at the end; none of it is left.
+    assert len(segmenter.temporary) == 1
+    assert files(out) == {
+        "masks/large.png", "masks/small.png", "overlays/large.jpg", "overlays/small.jpg", "run.json", "instances.json",
+        "report.html",
+    }  # fmt: skip
+    for name, width, height in (("large", 80, 50), ("small", 50, 40)):
+        expected = np.zeros((height, width), int)
+        expected[:, : width // 2] = 1
+        np.testing.assert_array_equal(labels_of(out / "masks" / f"{name}.png"), expected)
+    coco = json.loads((out / "instances.json").read_text())
+    assert [a["bbox"] for a in coco["annotations"]] == [[0, 0, 40, 50], [0, 0, 25, 40]]
+
+
+@pytest.mark.usefixtures("large_images")
+@pytest.mark.parametrize("error", [RuntimeError("broken"), MemoryError(), KeyboardInterrupt()])
+def test_the_file_of_the_labels_goes_with_a_failure(tmp_path: Path, photo: Photo, error: BaseException) -> None:
+    photo(tmp_path / "in" / "large.jpg", 80, 50)
+    out = tmp_path / "out"
+    segmenter = ByWindow(out)
+    segmenter.error = error
+    result = run(segmenter, tmp_path / "in", out)
+    assert len(segmenter.temporary) == 1
+    assert result.interrupted == isinstance(error, KeyboardInterrupt)
+    assert result.rows[0].status == ("skipped" if result.interrupted else "failed")
+    assert files(out) == {"run.json", "instances.json", "report.html"}
+
+
+@pytest.mark.usefixtures("large_images")
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="this system reserves no space on a disk")
+def test_no_room_for_the_labels_costs_one_row(tmp_path: Path, photo: Photo, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo(tmp_path / "in" / "large.jpg", 80, 50)
+    photo(tmp_path / "in" / "small.jpg", 50, 40)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    out = tmp_path / "out"
+    result = run(ByWindow(out), tmp_path / "in", out)
+    assert [row.status for row in result.rows] == ["failed", "done"]
+    assert result.rows[0].error == "OSError: No space left on device"
+    assert not list(out.glob(TEMPORARY_PATTERN))
+
+
+@pytest.mark.usefixtures("large_images")
+def test_a_large_tiff_with_a_damaged_tile_fails_alone(
+    tmp_path: Path, photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 100, 3), dtype=np.uint8)
+    (tmp_path / "in").mkdir()
+    for name in ("bad.tif", "good.tif"):
+        tifffile.imwrite(tmp_path / "in" / name, pixels, tile=(32, 32), photometric="rgb", compression="zlib")
+    data = bytearray((tmp_path / "in" / "bad.tif").read_bytes())
+    data[len(data) * 2 // 3 :] = bytes(len(data) - len(data) * 2 // 3)
+    (tmp_path / "in" / "bad.tif").write_bytes(data)
+    monkeypatch.setattr("sparsespec.images._WHOLE_TIFF", 0)
+    monkeypatch.setattr("sparsespec._tiff._PIECE_AIM", 1)
+    out = tmp_path / "out"
+    segmenter = ByWindow(out)
+    result = run(segmenter, tmp_path / "in", out)
+    assert [row.status for row in result.rows] == ["failed", "done"]
+    assert [call[0] for call in segmenter.calls] == ["_WindowedTiff", "_WindowedTiff"]
+    assert result.rows[0].error is not None
+    assert result.rows[0].error.startswith("it is damaged or cut short near row ")
+    assert labels_of(out / "masks" / "good.png").shape == (90, 100)

@@ -139,15 +139,50 @@ def test_parameters_are_handed_on_and_recorded(
         "--no-overlays", "--model", "default", "--workers", 1, "--engine", "inline",
     )  # fmt: skip
     assert result.exit_code == 0
-    assert fake_segmenter == [("default", 3, "paper", 7)]
+    assert fake_segmenter == [("default", 3, "paper", 7, {})]
     assert record(tmp_path / "out")["parameters"] == {
         "input": source, "output": str(tmp_path / "out"), "model": "default", "n_instances": 3, "method": "paper",
         "workers": 1, "engine": "inline", "overlays": False, "overwrite": False, "seed": 7,
     }  # fmt: skip
     assert not (tmp_path / "out" / "overlays").exists()
     invoke("run", "--input", source, "--output", tmp_path / "again", "--n-instances", "AUTO")
-    assert fake_segmenter[1] == ("default", None, "sparse", 0)
+    assert fake_segmenter[1] == ("default", None, "sparse", 0, {})
     assert record(tmp_path / "again")["parameters"]["n_instances"] == "auto"
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        (("--long-side", "960"), {"long_side": 960}),
+        (("--scale", "0.5"), {"scale": 0.5}),
+        (("--megapixels", "2.5"), {"megapixels": 2.5}),
+    ],
+)
+def test_the_size_of_the_networks_input(
+    invoke: Invoke,
+    fake_segmenter: list[tuple[Any, ...]],
+    zoo: Path,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    size: dict[str, float],
+) -> None:
+    result = invoke("run", "--input", zoo / "good" / "plain.jpg", "--output", tmp_path / "out", *options)
+    assert result.exit_code == 0
+    assert fake_segmenter == [("default", None, "sparse", 0, size)]
+    parameters = record(tmp_path / "out")["parameters"]
+    assert {name: parameters.get(name) for name in ("long_side", "scale", "megapixels")} == {
+        "long_side": None, "scale": None, "megapixels": None, **size,
+    }  # fmt: skip
+
+
+def test_the_limit_on_images(invoke: Invoke, fake_segmenter: object, zoo: Path, tmp_path: Path) -> None:
+    arguments = ("run", "--input", zoo / "good" / "plain.jpg")
+    refused = invoke(*arguments, "--output", tmp_path / "a", "--max-megapixels", "0.003")
+    assert refused.exit_code == 1
+    assert "64 x 48 = 0.0 megapixels, more than the limit of 0.003 megapixels" in refused.stderr
+    assert "--max-megapixels" in refused.stderr
+    assert invoke(*arguments, "--output", tmp_path / "b", "--max-megapixels", "0.0031").exit_code == 0
+    assert record(tmp_path / "b")["parameters"]["max_megapixels"] == 0.0031
 
 
 def test_used_output_needs_overwrite(invoke: Invoke, fake_segmenter: object, zoo: Path, tmp_path: Path) -> None:
@@ -181,6 +216,19 @@ def test_used_output_needs_overwrite(invoke: Invoke, fake_segmenter: object, zoo
         (("--input", "{zoo}", "--engine", "dask"), "'dask' is not available in this version"),
         (("--input", "{zoo}", "--engine", "spark"), "'spark' is not"),
         (("--input", "{zoo}", "--seed", "-1"), "-1 is not in the range"),
+        (("--input", "{zoo}", "--long-side", "0"), "'--long-side': 0 is not in the range x>=1"),
+        (("--input", "{zoo}", "--long-side", "1.5"), "'--long-side': '1.5' is not a valid integer"),
+        (("--input", "{zoo}", "--scale", "0"), "'--scale': 0 is not a number above 0"),
+        (("--input", "{zoo}", "--scale", "nan"), "'--scale': nan is not a number above 0"),
+        (("--input", "{zoo}", "--scale", "half"), "'--scale': 'half' is not a number"),
+        (("--input", "{zoo}", "--megapixels", "-2"), "'--megapixels': -2 is not a number above 0"),
+        (("--input", "{zoo}", "--megapixels", "inf"), "'--megapixels': inf is not a number above 0"),
+        (("--input", "{zoo}", "--max-megapixels", "0"), "'--max-megapixels': 0 is not a number above 0"),
+        (
+            ("--input", "{zoo}", "--scale", "1", "--long-side", "700"),
+            "--long-side 700 and --scale 1 contradict each other",
+        ),
+        (("--input", "{zoo}", "--scale", "1", "--megapixels", "2"), "--scale 1 and --megapixels 2 contradict"),
         (("--input", "{zoo}", "--output", "{tmp}/file.txt"), "is a file"),
         (("--input", "{zoo}", "surplus"), "unexpected extra argument"),
     ],

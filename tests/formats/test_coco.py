@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,41 @@ def test_annotations_agree_with_pycocotools(shape: tuple[int, int]) -> None:
         assert annotation["score"] == pytest.approx(scores[annotation["label"] - 1], abs=1e-6)
         assert annotation["iscrowd"] == 0
         assert annotation["category_id"] == 1
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (33, 21), (8, 300)])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.uint8, np.int64])
+@pytest.mark.parametrize("band", [1, 500, 10**7])
+def test_annotations_by_bands(
+    shape: tuple[int, int], dtype: type, band: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sparsespec._mapped._BAND_BYTES", band)
+    monkeypatch.setattr("sparsespec.formats.coco._COUNTS_AT_ONCE", 7)
+    noise = RNG.integers(0, 4, shape).astype(dtype)
+    labels = np.memmap(tmp_path / "labels", dtype, "w+", shape=shape)
+    labels[:] = noise
+    annotations = {annotation["label"]: annotation for annotation in instance_annotations(labels, [0.9, 0.8, 0.7])}
+    assert sorted(annotations) == sorted(set(np.unique(noise).tolist()) - {0})
+    for label, annotation in annotations.items():
+        mask = noise == label
+        theirs = mask_tools.encode(np.asfortranarray(mask.astype(np.uint8)))
+        assert annotation["segmentation"]["counts"] == theirs["counts"].decode("ascii")
+        assert annotation["area"] == mask.sum()
+        np.testing.assert_array_equal(annotation["bbox"], mask_tools.toBbox(theirs))
+    np.testing.assert_array_equal(labels, noise)
+
+
+def test_annotations_need_memory_for_outlines_only() -> None:
+    labels = np.zeros((4000, 5000), np.uint16)
+    labels[100:3900, 200:4800] = 1
+    labels[1000:2000, 1000:2000] = 2
+    tracemalloc.start()
+    try:
+        first, second = instance_annotations(labels, [0.9, 0.8])
+        assert tracemalloc.get_traced_memory()[1] < 25e6  # the labels have 40 MB; a band has 16, its comparison 8
+    finally:
+        tracemalloc.stop()
+    assert (first["area"], second["area"]) == (3800 * 4600 - 10**6, 10**6)
 
 
 def test_annotations_of_extremes() -> None:

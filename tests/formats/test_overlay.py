@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sparsespec.formats import instance_colours, jpeg_bytes, render_overlay, write_overlay_jpeg
+from sparsespec.formats import (
+    draw_instances,
+    instance_colours,
+    jpeg_bytes,
+    reduced_copy,
+    render_overlay,
+    write_overlay_jpeg,
+)
+from sparsespec.images import as_pixels
 
 
 def two_discs(height: int, width: int) -> np.ndarray:
@@ -130,3 +140,93 @@ def test_jpeg(tmp_path: Path) -> None:
         assert image.format == "JPEG"
         assert np.abs(np.asarray(image).astype(int) - drawn).mean() < 4
     assert jpeg_bytes(drawn) == (tmp_path / "o.jpg").read_bytes()
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    return np.dstack([x * 255 / width, y * 255 / height, 127 + 120 * np.sin(x / 9) * np.cos(y / 7)]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("side", [500, 333, 150, 37, 1])
+@pytest.mark.parametrize("pixels", [1, 20_000, 10**7])
+def test_reduced_by_bands_as_in_one_piece(side: int, pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo, labels = smooth(610, 877), two_discs(610, 877)
+    size = (side, max(1, round(610 * side / 877)))
+    expected = Image.fromarray(photo).resize(size, Image.Resampling.HAMMING, reducing_gap=3.0)
+    monkeypatch.setattr("sparsespec.formats.overlay._PIXELS_AT_ONCE", pixels)
+    small, small_labels = reduced_copy(photo, labels, side)
+    assert small.size == size
+    # The filter's weights are rounded from slightly different fractions.
+    assert np.abs(np.asarray(small).astype(int) - np.asarray(expected)).max() <= 1
+    rows, columns = (((np.arange(n) + 0.5) * (m / n)).astype(int) for n, m in ((size[1], 610), (size[0], 877)))
+    np.testing.assert_array_equal(small_labels, labels[rows][:, columns])
+
+
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
+def test_sources_are_drawn_like_arrays(kind: str) -> None:
+    photo = smooth(120, 160)
+    labels = two_discs(120, 160)
+    scaled: Any = {"uint8": photo, "uint16": photo.astype(np.uint16) * 257, "float32": photo.astype(np.float32) / 255}
+    drawn = render_overlay(as_pixels(scaled[kind]), labels, [0.9, 0.4])
+    np.testing.assert_array_equal(drawn, render_overlay(photo, labels, [0.9, 0.4]))
+
+
+def test_large_pictures_are_reduced_in_little_memory() -> None:
+    class Striped:
+        """A hundred megapixels that exist only where somebody looks."""
+
+        shape = (10_000, 10_000, 3)
+        dtype = np.dtype(np.uint8)
+        largest = 0
+
+        def read(self, top: int, left: int, bottom: int, right: int) -> np.ndarray:
+            self.largest = max(self.largest, (bottom - top) * (right - left))
+            rows = np.arange(top, bottom, dtype=np.uint32) * 255 // 10_000
+            return np.broadcast_to(rows[:, None, None].astype(np.uint8), (bottom - top, right - left, 3))
+
+    source = Striped()
+    labels = np.broadcast_to(np.arange(10_000, dtype=np.uint16)[:, None] // 5000, (10_000, 10_000))
+    tracemalloc.start()
+    try:
+        photo, small = reduced_copy(source, labels, 400)
+        assert tracemalloc.get_traced_memory()[1] < 60e6
+    finally:
+        tracemalloc.stop()
+    assert source.largest <= 1 << 23
+    assert photo.size == (400, 400)
+    np.testing.assert_allclose(np.asarray(photo)[:, 7, 1], np.arange(400) * 255 / 400, atol=1.5)
+    np.testing.assert_array_equal(small, np.repeat([0, 1], 200)[:, None].repeat(400, axis=1))
+
+
+def test_more_instances_than_a_palette_holds() -> None:
+    labels = np.arange(289).reshape(17, 17).repeat(4, 0).repeat(4, 1)
+    # Too small a picture for tags.
+    drawn = render_overlay(np.zeros((68, 68, 3), np.uint8), labels, np.full(288, 0.5))
+    few = render_overlay(np.zeros((68, 68, 3), np.uint8), np.where(labels < 250, labels, 0), np.full(249, 0.5))
+    np.testing.assert_array_equal(drawn[:50], few[:50])
+    assert drawn[66, 66].max() > 40
+
+
+def test_boxes_agree_with_scipy() -> None:
+    from scipy import ndimage
+
+    from sparsespec.formats.overlay import _boxes
+
+    labels = np.random.default_rng(2).integers(0, 30, (40, 50)) * (np.random.default_rng(3).random((40, 50)) > 0.9)
+    labels[5] = 40  # a whole row, and the beginning of the next
+    labels[6, :3] = 40
+    expected = {
+        label: (rows.start, columns.start, rows.stop, columns.stop)
+        for label, found in enumerate(ndimage.find_objects(labels), start=1)
+        if found is not None
+        for rows, columns in [found]
+    }
+    assert _boxes(labels) == expected
+
+
+def test_drawing_leaves_the_photograph_alone() -> None:
+    photo = Image.fromarray(smooth(120, 160))
+    before = photo.tobytes()
+    drawn = draw_instances(photo, two_discs(120, 160), [0.9, 0.4])
+    assert photo.tobytes() == before != drawn.tobytes()
+    assert jpeg_bytes(drawn) == jpeg_bytes(np.asarray(drawn))
