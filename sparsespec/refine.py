@@ -6,13 +6,14 @@ that don't fit in memory are read by window. Results don't depend on where one b
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from sparsespec._kernels._compile import parallel_region
-from sparsespec._kernels.guided import claim_pixels, fit_models, guide_statistics, reduce_rows
+from sparsespec._kernels.guided import average_models, claim_pixels, fit_models, guide_statistics, reduce_rows
 from sparsespec._kernels.regions import (
     find_runs,
     join_runs,
@@ -21,10 +22,12 @@ from sparsespec._kernels.regions import (
     replace_labels,
     write_regions,
 )
+from sparsespec._threads import available_cpus
 
 BoolArray = npt.NDArray[np.bool_]
 LabelArray = npt.NDArray[np.integer[Any]]
 IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
 
 # Window statistics are taken on a copy of the photograph with this many pixels per token side: the linear models they
 # give vary as slowly as the window is wide, so nothing is lost and the cost no longer depends on the photograph's size.
@@ -32,10 +35,12 @@ _PIXELS_PER_TOKEN = 7
 # Of the reduced copy and what is computed from it, and of the photograph: bytes in memory at a time.
 _BAND_BYTES = 48 << 20
 _WINDOW_BYTES = 16 << 20
-# Rows that one thread takes at a time: of the reduced copy, where each start costs a window's height, and of the
-# photograph between two rows of the copy.
+# Rows of the reduced copy that one thread takes at a time, each start of which costs the sums of a window's height; and
+# of the photograph, at most, for which the models are interpolated along the columns once.
 _CHUNK_ROWS = 32
 _STRIP_ROWS = 16
+# Label maps with fewer pixels are scanned before other threads would have started.
+_SMALL = 1 << 20
 _PEAKS = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
 
 
@@ -113,84 +118,138 @@ def refine_masks(
     if not wanted or not height or not width:
         labels[...] = 0
         return labels
-    guide = _Guide(image, (rows, columns), half, float(eps), threads)
-    token_rows, row_weights = _between(rows, extent[0] / rows, masks.shape[1])
-    token_columns, column_weights = _between(columns, extent[1] / columns, masks.shape[2])
+    token_rows = _between(rows, extent[0] / rows, masks.shape[1])
+    token_columns = _between(columns, extent[1] / columns, masks.shape[2])
     above, down = _between(height, rows / height, rows)
     before, across = _between(width, columns / width, columns)
+    # The column each cell, between two columns of the guide, begins with.
     cell_columns = np.searchsorted(before, np.arange(max(columns - 1, 1) + 1)).astype(np.int64)
-    cell_columns[-1] = width
-
     per_band = max(half, 2, _BAND_BYTES // (80 * columns) - 4 * half)
-    scratch = np.empty(0, np.float32)
-    for first in range(0, max(rows - 1, 1), per_band):
-        top, bottom = np.searchsorted(above, [first, first + per_band]).tolist()
-        if top == bottom:
-            continue
-        # Rows of the guide whose models these pixels lie between, and those that are averaged to get them.
-        low, high = int(above[top]), min(int(above[bottom - 1]) + 2, rows)
-        raw_low, raw_high = max(low - half, 0), min(high + half, rows)
-        here = [k for k in wanted if boxes[k][0] < high and low < boxes[k][2]]
-        if here:
-            guide.move(raw_low, raw_high)
-        areas, sizes = [], []
-        for k in here:
-            areas.append((max(boxes[k][0], low), boxes[k][1], min(boxes[k][2], high), boxes[k][3]))
-            sizes.append(4 * (areas[-1][2] - areas[-1][0]) * (areas[-1][3] - areas[-1][1]))
-        offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        models = np.empty(offsets[-1], np.float32)
-        for k, area, offset, size in zip(here, areas, offsets.tolist(), sizes, strict=False):
-            raw_rows = max(boxes[k][0], raw_low), min(boxes[k][2], raw_high)
-            raw_shape = (4, raw_rows[1] - raw_rows[0], area[3] - area[1])
-            raw_size = 4 * raw_shape[1] * raw_shape[2]
-            if scratch.size < raw_size:
-                scratch = np.empty(raw_size, np.float32)
-            with parallel_region(threads):
-                fit_models(
-                    masks[k], token_rows, row_weights, token_columns, column_weights,
-                    guide.pixels, guide.top, guide.statistics, guide.statistics_top, boxes[k],
-                    raw_rows, (area[0], area[2]), half, _CHUNK_ROWS,
-                    scratch[:raw_size].reshape(raw_shape), models[offset : offset + size].reshape(4, -1, raw_shape[2]),
-                )  # fmt: skip
-        area_table = np.array(areas, np.int64).reshape(-1, 4)
-        values = np.array(here, np.int64) + 1
-        per_window = max(1, _WINDOW_BYTES // (3 * width * guide.itemsize))
-        for begin in range(top, bottom, per_window):
-            end = min(begin + per_window, bottom)
-            if not here:
-                labels[begin:end] = 0
+    with _Team(threads) as team:
+        guide = _Guide(image, (rows, columns), half, float(eps), team)
+        for first in range(0, max(rows - 1, 1), per_band):
+            top, bottom = np.searchsorted(above, [first, first + per_band]).tolist()
+            if top == bottom:
                 continue
-            pixels = guide.read(begin, end)
-            strips = _strips(above, begin, end)
-            with parallel_region(threads):
-                claim_pixels(
-                    pixels, guide.peak, begin, strips, down, cell_columns, across, models, area_table, offsets[:-1],
-                    values, np.float32(threshold), np.empty(len(strips), np.int64), labels[begin:end],
-                )  # fmt: skip
+            # Rows of the guide whose models these pixels lie between.
+            low, high = int(above[top]), min(int(above[bottom - 1]) + 2, rows)
+            here = [k for k in wanted if boxes[k][0] < high and low < boxes[k][2]]
+            if not here:
+                labels[top:bottom] = 0
+                continue
+            models, areas, offsets = _fit(masks, here, boxes, (low, high), token_rows, token_columns, guide, team)
+            values = np.array(here, np.int64) + 1
+            for begin in range(top, bottom, guide.rows_at_once):
+                end = min(begin + guide.rows_at_once, bottom)
+                pixels, strips = guide.read(begin, end), _strips(above, begin, end)
+                looked_at = np.empty(len(strips), np.int64)
+
+                def claim(
+                    first: int, last: int, pixels: Any = pixels, begin: int = begin, end: int = end,
+                    strips: IntArray = strips, looked_at: IntArray = looked_at, models: Any = models,
+                    areas: IntArray = areas, offsets: IntArray = offsets, values: IntArray = values,
+                ) -> None:  # fmt: skip
+                    claim_pixels(
+                        pixels, guide.peak, begin, strips, first, last, down, cell_columns, across, models, areas,
+                        offsets, values, np.float32(threshold), looked_at, labels[begin:end],
+                    )  # fmt: skip
+
+                team.share(claim, 0, len(strips), max(1, len(strips) // 16))
     return labels
+
+
+def _fit(
+    masks: BoolArray,
+    here: list[int],
+    boxes: list[tuple[int, int, int, int]],
+    rows: tuple[int, int],
+    token_rows: tuple[npt.NDArray[np.int32], FloatArray],
+    token_columns: tuple[npt.NDArray[np.int32], FloatArray],
+    guide: _Guide,
+    team: _Team,
+) -> tuple[FloatArray, IntArray, IntArray]:
+    """Averaged linear models of some masks in some rows of the guide: flat, their parts of the guide, and offsets."""
+    half = guide.half
+    raw_low, raw_high = max(rows[0] - half, 0), min(rows[1] + half, guide.shape[0])
+    guide.move(raw_low, raw_high)
+    areas = [(max(boxes[k][0], rows[0]), boxes[k][1], min(boxes[k][2], rows[1]), boxes[k][3]) for k in here]
+    sizes = [4 * (bottom - top) * (right - left) for top, left, bottom, right in areas]
+    offsets = np.cumsum([0, *sizes[:-1]], dtype=np.int64)
+    models = np.empty(sum(sizes), np.float32)
+    raw, found, fits, means = [], [], [], []
+    for i, (k, (top, left, bottom, right)) in enumerate(zip(here, areas, strict=True)):
+        begin, end = max(boxes[k][0], raw_low), min(boxes[k][2], raw_high)
+        raw.append(np.empty((4, end - begin, right - left), np.float32))
+        found.append(models[offsets[i] : offsets[i] + sizes[i]].reshape(4, bottom - top, right - left))
+        fits += [(i, y, min(y + _CHUNK_ROWS, end), begin) for y in range(begin, end, _CHUNK_ROWS)]
+        means += [
+            (i, c, y, min(y + _CHUNK_ROWS, bottom), begin) for y in range(top, bottom, _CHUNK_ROWS) for c in range(4)
+        ]
+
+    def fit(first: int, last: int) -> None:
+        for i, begin, end, at in fits[first:last]:
+            fit_models(
+                masks[here[i]], *token_rows, *token_columns, guide.pixels, guide.top, guide.statistics,
+                guide.statistics_top, boxes[here[i]], half, begin, end, raw[i], at,
+            )  # fmt: skip
+
+    def average(first: int, last: int) -> None:
+        for i, c, begin, end, at in means[first:last]:
+            top, bottom = boxes[here[i]][0], boxes[here[i]][2]
+            average_models(raw[i][c], at, top, bottom, half, begin, end, found[i][c], areas[i][0])
+
+    team.share(fit, 0, len(fits), 1)
+    team.share(average, 0, len(means), 4)
+    return models, np.array(areas, np.int64), offsets
+
+
+class _Team:
+    """Threads that share the rows of an array; the calling one is the first of them."""
+
+    def __init__(self, threads: int | None) -> None:
+        self._others = max(1, threads or available_cpus()) - 1
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> _Team:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def share(self, work: Callable[[int, int], None], begin: int, end: int, at_once: int) -> None:
+        """Call ``work(from, to)`` for stretches of a range until all is done; each thread takes the next one."""
+        stretches = iter(range(begin, end, at_once))
+
+        def take() -> None:
+            for first in stretches:
+                work(first, min(first + at_once, end))
+
+        others = min(self._others, (end - begin - 1) // at_once)
+        if others > 0 and self._pool is None:
+            self._pool = ThreadPoolExecutor(self._others)
+        started = [self._pool.submit(take) for _ in range(others)] if self._pool is not None else []
+        try:
+            take()
+        finally:
+            for other in started:
+                other.result()
 
 
 class _Guide:
     """The reduced copy of an image and the statistics of its windows, as far as one band needs them."""
 
     def __init__(
-        self,
-        image: npt.NDArray[Any] | PixelSource,
-        shape: tuple[int, int],
-        half: int,
-        eps: float,
-        threads: int | None,
+        self, image: npt.NDArray[Any] | PixelSource, shape: tuple[int, int], half: int, eps: float, team: _Team
     ) -> None:
-        self._image = image
-        self._shape = shape
-        self._half, self._eps, self._threads = half, eps, threads
+        self._image, self._eps, self._team = image, eps, team
+        self.shape, self.half = shape, half
         self._row_taps, self._row_weights = _taps(image.shape[0], shape[0])
-        self._column_taps, self._column_weights = _taps(image.shape[1], shape[1])
-        self._dtype = np.dtype(getattr(image, "dtype", np.float32))
-        if self._dtype not in _PEAKS:
-            self._dtype = np.dtype(np.float32)
-        self.itemsize = self._dtype.itemsize
+        self._columns = _taps(image.shape[1], shape[1])
+        dtype = np.dtype(getattr(image, "dtype", np.float32))
+        self._dtype = dtype if dtype in _PEAKS else np.dtype(np.float32)
         self.peak = np.float32(_PEAKS[self._dtype])
+        self.rows_at_once = max(1, _WINDOW_BYTES // (3 * int(image.shape[1]) * self._dtype.itemsize))
         self.top, self._bottom = 0, 0
         self.statistics_top, self._statistics_bottom = 0, 0
         self.pixels = np.empty((3, 0, shape[1]), np.float32)
@@ -209,36 +268,37 @@ class _Guide:
 
     def move(self, top: int, bottom: int) -> None:
         """Make the statistics of rows top to bottom available, and the pixels in their windows; only downwards."""
-        rows, columns = self._shape
-        pixels_top, pixels_bottom = max(top - self._half, 0), min(bottom + self._half, rows)
+        rows, columns = self.shape
+        pixels_top, pixels_bottom = max(top - self.half, 0), min(bottom + self.half, rows)
         pixels = np.empty((3, pixels_bottom - pixels_top, columns), np.float32)
         kept = max(self._bottom - pixels_top, 0)
         pixels[:, :kept] = self.pixels[:, self.pixels.shape[1] - kept :]
-        start = pixels_top + kept
         self.pixels, self.top, self._bottom = pixels, pixels_top, pixels_bottom
+        start = pixels_top + kept
         while start < pixels_bottom:
-            first_pixel = self._row_taps[start, 0]
-            affordable = max(1, _WINDOW_BYTES // (3 * int(self._image.shape[1]) * self.itemsize))
-            stop = int(np.searchsorted(self._row_taps[:pixels_bottom, 1], first_pixel + affordable, side="right"))
-            stop = max(stop, start + 1)
-            window = self.read(int(first_pixel), int(self._row_taps[stop - 1, 1]))
-            with parallel_region(self._threads):
+            first_pixel = int(self._row_taps[start, 0])
+            end = first_pixel + self.rows_at_once
+            stop = max(int(np.searchsorted(self._row_taps[:pixels_bottom, 1], end, side="right")), start + 1)
+            window = self.read(first_pixel, int(self._row_taps[stop - 1, 1]))
+
+            def reduce(begin: int, end: int, window: Any = window, first_pixel: int = first_pixel) -> None:
                 reduce_rows(
-                    window, int(first_pixel), self.peak, self._row_taps[start:stop], self._row_weights[start:stop],
-                    self._column_taps, self._column_weights, pixels, start - pixels_top,
+                    window, first_pixel, self.peak, self._row_taps, self._row_weights, *self._columns, begin, end,
+                    pixels, pixels_top,
                 )  # fmt: skip
+
+            self._team.share(reduce, start, stop, max(1, (stop - start) // 8))
             start = stop
 
         statistics = np.empty((bottom - top, columns, 9), np.float32)
         kept = max(self._statistics_bottom - top, 0)
         statistics[:kept] = self.statistics[len(self.statistics) - kept :]
-        if top + kept < bottom:
-            with parallel_region(self._threads):
-                guide_statistics(
-                    pixels, pixels_top, rows, self._half, self._eps, top + kept, bottom - top - kept, _CHUNK_ROWS,
-                    statistics, kept,
-                )  # fmt: skip
         self.statistics, self.statistics_top, self._statistics_bottom = statistics, top, bottom
+
+        def measure(begin: int, end: int) -> None:
+            guide_statistics(pixels, pixels_top, rows, self.half, self._eps, begin, end, statistics, top)
+
+        self._team.share(measure, top + kept, bottom, _CHUNK_ROWS)
 
 
 def absorb_specks(
@@ -274,13 +334,12 @@ def absorb_specks(
     labels = np.asarray(labels)
     height, width = labels.shape
     first_run = np.zeros(height + 1, np.int64)
-    with parallel_region(threads):
-        find_runs(labels, first_run, np.empty(0, np.int32), np.empty(0, labels.dtype))
+    starts, values = np.empty(0, np.int32), np.empty(0, labels.dtype)
+    _by_rows(labels, threads, lambda begin, end: find_runs(labels, begin, end, first_run, starts, values))
     np.cumsum(first_run, out=first_run)
     runs = int(first_run[-1])
     starts, values = np.empty(runs, np.int32), np.empty(runs, labels.dtype)
-    with parallel_region(threads):
-        find_runs(labels, first_run, starts, values)
+    _by_rows(labels, threads, lambda begin, end: find_runs(labels, begin, end, first_run, starts, values))
     region, sizes = np.empty(runs, np.int32), np.empty(runs, np.int64)
     count = join_runs(first_run, starts, values, width, region, sizes)
     sizes = sizes[:count]
@@ -322,8 +381,8 @@ def relabel(labels: LabelArray, number: npt.ArrayLike, *, threads: int | None = 
     threads
         At most so many; None for all that the process was granted.
     """
-    with parallel_region(threads):
-        replace_labels(np.asarray(labels), np.ascontiguousarray(number, dtype=np.int64))
+    labels, numbers = np.asarray(labels), np.ascontiguousarray(number, dtype=np.int64)
+    _by_rows(labels, threads, lambda begin, end: replace_labels(labels, begin, end, numbers))
 
 
 def label_boxes(labels: LabelArray, n: int, *, threads: int | None = None) -> tuple[IntArray, IntArray]:
@@ -345,9 +404,15 @@ def label_boxes(labels: LabelArray, n: int, *, threads: int | None = None) -> tu
     pixels : (n + 1,) int64 array
         How many pixels have the labels 0..n.
     """
-    found = np.empty((min(max(labels.shape[0], 1), 16), n + 1, 5), np.int64)
-    with parallel_region(threads):
-        measure_labels(np.asarray(labels), found)
+    labels, parts = np.asarray(labels), []
+
+    def measure(begin: int, end: int) -> None:
+        part = np.zeros((n + 1, 5), np.int64)
+        measure_labels(labels, begin, end, part)
+        parts.append(part)
+
+    _by_rows(labels, threads, measure)
+    found = np.stack([np.zeros((n + 1, 5), np.int64), *parts])
     pixels = found[:, :, 0].sum(axis=0)
     absent = found[:, :, 0] == 0
     lowest = np.iinfo(np.int64).max
@@ -414,7 +479,8 @@ def _own_pixels(
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Rows and columns of the pixels that lie in a mask's tokens, in the order of the image."""
     token_rows, token_columns = (
-        _tokens_of_pixels(pixels, tokens, count) for pixels, tokens, count in zip(shape, extent, mask.shape, strict=True)
+        _tokens_of_pixels(pixels, tokens, count)
+        for pixels, tokens, count in zip(shape, extent, mask.shape, strict=True)
     )
     rows = np.flatnonzero(mask.any(axis=1)[token_rows])
     columns = np.flatnonzero(mask.any(axis=0)[token_columns])
@@ -422,9 +488,7 @@ def _own_pixels(
     return rows[own_rows], columns[own_columns]
 
 
-def _first_spare_pixel(
-    labels: LabelArray, pixels: IntArray
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def _first_spare_pixel(labels: LabelArray, pixels: IntArray) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """The first pixel of the background or of a mask that has others."""
     for y, row in enumerate(labels):
         spare = np.flatnonzero((row == 0) | (pixels[row] > 1))[:1]
@@ -442,6 +506,12 @@ def _nearest_pixel(
         for tokens, pixels, covered in zip(np.nonzero(mask), shape, extent, strict=True)
     )
     return row, column
+
+
+def _by_rows(labels: LabelArray, threads: int | None, work: Callable[[int, int], None]) -> None:
+    """Let threads share the rows of a label map, as many as its size is worth."""
+    with _Team(threads if labels.size > _SMALL else 1) as team:
+        team.share(work, 0, len(labels), max(1, len(labels) // 8))
 
 
 def _tokens_of_pixels(pixels: int, tokens: float, count: int) -> npt.NDArray[np.intp]:

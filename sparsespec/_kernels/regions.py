@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import numba
-import numpy as np
-
 from sparsespec._kernels._compile import kernel
 
 
-@kernel(parallel=True)
-def find_runs(labels, first_run, starts, values):
-    # (h, w) int, int64 (h + 1,), int32 (runs,), int32 (runs,) -> first_run, or starts and values, in place
-    """Where the runs of a label map begin and what they hold; with no room in `starts`, how many there are.
+@kernel()
+def find_runs(labels, begin, end, first_run, starts, values):
+    # (h, w) int, int64 (h + 1,), int32 (runs,), int (runs,) -> first_run, or starts and values, in place
+    """Where the runs of rows `begin` to `end` begin and what they hold; with no room in `starts`, how many there are.
 
     `first_run[y]` is the number of runs in the rows before y; when counting, that of the runs in row y - 1.
     """
-    height, width = labels.shape
-    for y in numba.prange(height):
+    width = labels.shape[1]
+    for y in range(begin, end):
         row = labels[y]
         if starts.size == 0:
             count = 1
@@ -87,7 +84,7 @@ def join_runs(first_run, starts, values, width, region, sizes):
 @kernel()
 def outlines(first_run, starts, width, region, small, inner, outer, length):
     # ..., bool (regions,) -> int32 (n,) three times
-    """List the stretches of outline that small regions share with others; return how many, all that's done if n is 0."""
+    """List the stretches of outline that small regions share with others, if n isn't 0; return how many there are."""
     count = 0
     for y in range(first_run.size - 1):
         begin, stop = first_run[y], first_run[y + 1]
@@ -131,12 +128,12 @@ def write_regions(first_run, starts, region, changed, value, labels):
                 labels[y, starts[run] : end] = value[region[run]]
 
 
-@kernel(parallel=True)
-def replace_labels(labels, number):
+@kernel()
+def replace_labels(labels, begin, end, number):
     # (h, w) int in place, int64 (n,)
-    """Write `number[label]` for every label; those that stay as they are, or are outside of `number`, aren't touched."""
-    height, width = labels.shape
-    for y in numba.prange(height):
+    """Write `number[label]` in rows `begin` to `end` for every label that `number` has and that it changes."""
+    width = labels.shape[1]
+    for y in range(begin, end):
         row = labels[y]
         x = 0
         while x < width:
@@ -149,34 +146,30 @@ def replace_labels(labels, number):
             x = end
 
 
-@kernel(parallel=True)
-def measure_labels(labels, found):
-    # (h, w) int -> int64 (parts, n, 5)
-    """Pixels, first and last row, first and last column of each label below n in each of `parts` bands of rows.
+@kernel()
+def measure_labels(labels, begin, end, out):
+    # (h, w) int -> int64 (n, 5)
+    """Pixels, first and last row, first and last column of each label below n, in rows `begin` to `end`.
 
-    A label that a band doesn't have keeps 0 pixels there, and the rest is not to be read.
+    A label that isn't there keeps 0 pixels, and the rest of its entry is not to be read.
     """
-    height, width = labels.shape
-    parts, n = found.shape[:2]
-    for part in numba.prange(parts):
-        out = found[part]
-        out[:, 0] = 0
-        for y in range(part * height // parts, (part + 1) * height // parts):
-            row = labels[y]
-            x = 0
-            while x < width:
-                value = row[x]
-                end = x + 1
-                while end < width and row[end] == value:
-                    end += 1
-                if 0 <= value < n:
-                    entry = out[value]
-                    if entry[0] == 0:
-                        entry[1] = y
-                        entry[3] = x
-                        entry[4] = end - 1
-                    entry[0] += end - x
-                    entry[2] = y
-                    entry[3] = min(entry[3], x)
-                    entry[4] = max(entry[4], end - 1)
-                x = end
+    width, n = labels.shape[1], out.shape[0]
+    for y in range(begin, end):
+        row = labels[y]
+        x = 0
+        while x < width:
+            value = row[x]
+            end = x + 1
+            while end < width and row[end] == value:
+                end += 1
+            if 0 <= value < n:
+                entry = out[value]
+                if entry[0] == 0:
+                    entry[1] = y
+                    entry[3] = x
+                    entry[4] = end - 1
+                entry[0] += end - x
+                entry[2] = y
+                entry[3] = min(entry[3], x)
+                entry[4] = max(entry[4], end - 1)
+            x = end
