@@ -138,7 +138,7 @@ def refine_masks(
                 labels[top:bottom] = 0
                 continue
             models, areas, offsets = _fit(masks, here, boxes, (low, high), token_rows, token_columns, guide, team)
-            values = np.array(here, np.int64) + 1
+            values = np.array(here, np.int32) + np.int32(1)
             for begin in range(top, bottom, guide.rows_at_once):
                 end = min(begin + guide.rows_at_once, bottom)
                 pixels, strips = guide.read(begin, end), _strips(above, begin, end)
@@ -150,8 +150,8 @@ def refine_masks(
                     areas: IntArray = areas, offsets: IntArray = offsets, values: IntArray = values,
                 ) -> None:  # fmt: skip
                     claim_pixels(
-                        pixels, guide.peak, begin, strips, first, last, down, cell_columns, across, models, areas,
-                        offsets, values, np.float32(threshold), looked_at, labels[begin:end],
+                        pixels, guide.peak, begin, strips, first, last, down, before, across, cell_columns, models,
+                        areas, offsets, values, np.float32(threshold), looked_at, labels[begin:end],
                     )  # fmt: skip
 
                 team.share(claim, 0, len(strips), max(1, len(strips) // 16))
@@ -173,18 +173,16 @@ def _fit(
     raw_low, raw_high = max(rows[0] - half, 0), min(rows[1] + half, guide.shape[0])
     guide.move(raw_low, raw_high)
     areas = [(max(boxes[k][0], rows[0]), boxes[k][1], min(boxes[k][2], rows[1]), boxes[k][3]) for k in here]
-    sizes = [4 * (bottom - top) * (right - left) for top, left, bottom, right in areas]
+    sizes = [4 * (bottom - top) * (right - left + 1) for top, left, bottom, right in areas]
     offsets = np.cumsum([0, *sizes[:-1]], dtype=np.int64)
     models = np.empty(sum(sizes), np.float32)
     raw, found, fits, means = [], [], [], []
     for i, (k, (top, left, bottom, right)) in enumerate(zip(here, areas, strict=True)):
         begin, end = max(boxes[k][0], raw_low), min(boxes[k][2], raw_high)
         raw.append(np.empty((4, end - begin, right - left), np.float32))
-        found.append(models[offsets[i] : offsets[i] + sizes[i]].reshape(4, bottom - top, right - left))
+        found.append(models[offsets[i] : offsets[i] + sizes[i]].reshape(4, bottom - top, -1))
         fits += [(i, y, min(y + _CHUNK_ROWS, end), begin) for y in range(begin, end, _CHUNK_ROWS)]
-        means += [
-            (i, c, y, min(y + _CHUNK_ROWS, bottom), begin) for y in range(top, bottom, _CHUNK_ROWS) for c in range(4)
-        ]
+        means += [(i, y, min(y + _CHUNK_ROWS, bottom), begin) for y in range(top, bottom, _CHUNK_ROWS)]
 
     def fit(first: int, last: int) -> None:
         for i, begin, end, at in fits[first:last]:
@@ -194,12 +192,12 @@ def _fit(
             )  # fmt: skip
 
     def average(first: int, last: int) -> None:
-        for i, c, begin, end, at in means[first:last]:
+        for i, begin, end, at in means[first:last]:
             top, bottom = boxes[here[i]][0], boxes[here[i]][2]
-            average_models(raw[i][c], at, top, bottom, half, begin, end, found[i][c], areas[i][0])
+            average_models(raw[i], at, top, bottom, half, begin, end, found[i], areas[i][0])
 
     team.share(fit, 0, len(fits), 1)
-    team.share(average, 0, len(means), 4)
+    team.share(average, 0, len(means), 1)
     return models, np.array(areas, np.int64), offsets
 
 
@@ -253,16 +251,16 @@ class _Guide:
         self.top, self._bottom = 0, 0
         self.statistics_top, self._statistics_bottom = 0, 0
         self.pixels = np.empty((3, 0, shape[1]), np.float32)
-        self.statistics = np.empty((0, shape[1], 9), np.float32)
+        self.statistics = np.empty((9, 0, shape[1]), np.float32)
 
     def read(self, top: int, bottom: int) -> npt.NDArray[Any]:
-        """Rows of the image, C-contiguous and read-only, so that the kernels are compiled for one kind of array."""
+        """Rows of the image, (h, 3 W) and read-only, so that the kernels are compiled for one kind of array."""
         width = int(self._image.shape[1])
         if isinstance(self._image, np.ndarray):
             pixels = self._image[top:bottom]
         else:
             pixels = self._image.read(top, 0, bottom, width)
-        pixels = np.ascontiguousarray(pixels, dtype=self._dtype).view()
+        pixels = np.ascontiguousarray(pixels, dtype=self._dtype).reshape(bottom - top, 3 * width)
         pixels.flags.writeable = False
         return pixels
 
@@ -290,9 +288,9 @@ class _Guide:
             self._team.share(reduce, start, stop, max(1, (stop - start) // 8))
             start = stop
 
-        statistics = np.empty((bottom - top, columns, 9), np.float32)
+        statistics = np.empty((9, bottom - top, columns), np.float32)
         kept = max(self._statistics_bottom - top, 0)
-        statistics[:kept] = self.statistics[len(self.statistics) - kept :]
+        statistics[:, :kept] = self.statistics[:, self.statistics.shape[1] - kept :]
         self.statistics, self.statistics_top, self._statistics_bottom = statistics, top, bottom
 
         def measure(begin: int, end: int) -> None:

@@ -22,20 +22,20 @@ _CHUNK = 512
 
 @kernel()
 def reduce_rows(pixels, top, peak, row_taps, row_weights, column_taps, column_weights, begin, end, guide, at):
-    # (h, W, 3) pixels from row `top` on; taps int64 (rows, 2), weights float32 (rows, most taps) -> (3, rows, w) guide
+    # (h, 3 W) pixels from row `top` on; taps int64 (rows, 2), weights float32 (rows, most taps) -> (3, rows, w) guide
     """Reduce an image to rows `begin` to `end` of a guide, whose first row in memory is `at`.
 
     Weighted sums over the pixels `taps[i, 0]` to `taps[i, 1]` of each axis, rounded to multiples of 2^-16; `peak` is
     the value of the pixels' type that stands for 1.
     """
-    size = pixels.shape[1] * 3
+    size = pixels.shape[1]
     total = np.empty(size, np.float32)
     step = np.float32(_VALUE_STEP)
     for g in range(begin, end):
         total[:] = 0
         for y in range(row_taps[g, 0], row_taps[g, 1]):
             weight = row_weights[g, y - row_taps[g, 0]]
-            row = pixels[y - top].reshape(size)
+            row = pixels[y - top]
             for x in range(size):
                 total[x] += weight * np.float32(row[x])
         for x in range(guide.shape[2]):
@@ -52,78 +52,125 @@ def reduce_rows(pixels, top, peak, row_taps, row_weights, column_taps, column_we
 
 
 @kernel()
-def _add_row(sums, guide, y, sign):
-    # float64 (9, w) += sign x (r, g, b, rr, rg, rb, gg, gb, bb) of a row of float32 (3, h, w)
-    n = 0
+def _add_products(sums, one, other, sign):
+    for x in range(one.size):
+        sums[x] += sign * (np.float64(one[x]) * np.float64(other[x]))
+
+
+@kernel()
+def _add_values(sums, values, sign):
+    for x in range(values.size):
+        sums[x] += sign * np.float64(values[x])
+
+
+@kernel()
+def _repeat_ends(sums, half):
+    """Repeat the first and last sum of each row, so that windows of 2 half + 1 around all of them have sums."""
+    last = sums.shape[1] - half - 2
+    for c in range(sums.shape[0]):
+        for i in range(half):
+            sums[c, i] = sums[c, half]
+        for i in range(last + 1, sums.shape[1]):
+            sums[c, i] = sums[c, last]
+
+
+@kernel()
+def _add_row(sums, guide, y, half, sign):
+    # float64 (9, w + 2 half + 1) += sign x (r, g, b, rr, rg, rb, gg, gb, bb) of a row of float32 (3, h, w)
+    n = 3
     for c in range(3):
-        one = guide[c, y]
-        for x in range(one.size):
-            sums[c, x] += sign * np.float64(one[x])
+        _add_values(sums[c, half:], guide[c, y], sign)
         for d in range(c, 3):
-            other = guide[d, y]
-            for x in range(one.size):
-                sums[3 + n, x] += sign * (np.float64(one[x]) * np.float64(other[x]))
+            _add_products(sums[n, half:], guide[c, y], guide[d, y], sign)
             n += 1
+
+
+# Several running sums at a time: each has to wait for its last addition.
+
+
+@kernel()
+def _means_of_three(a, b, c, size, area, a_mean, b_mean, c_mean):
+    a_sum, b_sum, c_sum = 0.0, 0.0, 0.0
+    for i in range(size):
+        a_sum += a[i]
+        b_sum += b[i]
+        c_sum += c[i]
+    a_next, b_next, c_next = a[size:], b[size:], c[size:]
+    for x in range(a_mean.size):
+        a_mean[x] = a_sum / area
+        b_mean[x] = b_sum / area
+        c_mean[x] = c_sum / area
+        a_sum += a_next[x] - a[x]
+        b_sum += b_next[x] - b[x]
+        c_sum += c_next[x] - c[x]
+
+
+@kernel()
+def _means_of_four(a, b, c, d, size, area, a_mean, b_mean, c_mean, d_mean):
+    a_sum, b_sum, c_sum, d_sum = 0.0, 0.0, 0.0, 0.0
+    for i in range(size):
+        a_sum += a[i]
+        b_sum += b[i]
+        c_sum += c[i]
+        d_sum += d[i]
+    a_next, b_next, c_next, d_next = a[size:], b[size:], c[size:], d[size:]
+    for x in range(a_mean.size):
+        a_mean[x] = a_sum / area
+        b_mean[x] = b_sum / area
+        c_mean[x] = c_sum / area
+        d_mean[x] = d_sum / area
+        a_sum += a_next[x] - a[x]
+        b_sum += b_next[x] - b[x]
+        c_sum += c_next[x] - c[x]
+        d_sum += d_next[x] - d[x]
+
+
+@kernel()
+def _invert(windows, eps, statistics, at):
+    # float64 (9, w) -> float32 (9, h, w) at a row
+    for x in range(windows.shape[1]):
+        r, g, b = windows[0, x], windows[1, x], windows[2, x]
+        rr = windows[3, x] - r * r + eps
+        rg = windows[4, x] - r * g
+        rb = windows[5, x] - r * b
+        gg = windows[6, x] - g * g + eps
+        gb = windows[7, x] - g * b
+        bb = windows[8, x] - b * b + eps
+        i00, i01, i02 = gg * bb - gb * gb, rb * gb - rg * bb, rg * gb - rb * gg
+        inverse = 1.0 / (rr * i00 + rg * i01 + rb * i02)
+        statistics[0, at, x] = r
+        statistics[1, at, x] = g
+        statistics[2, at, x] = b
+        statistics[3, at, x] = i00 * inverse
+        statistics[4, at, x] = i01 * inverse
+        statistics[5, at, x] = i02 * inverse
+        statistics[6, at, x] = (rr * bb - rb * rb) * inverse
+        statistics[7, at, x] = (rb * rg - rr * gb) * inverse
+        statistics[8, at, x] = (rr * gg - rg * rg) * inverse
 
 
 @kernel()
 def guide_statistics(guide, top, height, half, eps, begin, end, statistics, at):
-    # float32 (3, h, w), of a guide of `height` rows from `top` on -> float32 (h', w, 9), whose first row is `at`
+    # float32 (3, h, w), of a guide of `height` rows from `top` on -> float32 (9, h', w), whose first row is `at`
     """Of the windows around the pixels in rows `begin` to `end`: mean colour, and the inverse of Cov + eps I.
 
     The inverse's entries come in the order rr, rg, rb, gg, gb, bb. Outside the guide its outermost values are repeated.
     """
     width = guide.shape[2]
     area = np.float64(2 * half + 1) ** 2
-    sums = np.zeros((9, width))
-    for y in range(begin - half, begin + half + 1):
-        _add_row(sums, guide, min(max(y, 0), height - 1) - top, 1.0)
+    sums = np.zeros((9, width + 2 * half + 1))
+    windows = np.empty((9, width))
+    for y in range(begin - half, begin + half):
+        _add_row(sums, guide, min(max(y, 0), height - 1) - top, half, 1.0)
     for y in range(begin, end):
-        if y > begin:
-            _add_row(sums, guide, min(y + half, height - 1) - top, 1.0)
-            _add_row(sums, guide, max(y - 1 - half, 0) - top, -1.0)
-        s0, s1, s2, s3, s4, s5, s6, s7, s8 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-        for x in range(-half, half + 1):
-            i = min(max(x, 0), width - 1)
-            s0 += sums[0, i]
-            s1 += sums[1, i]
-            s2 += sums[2, i]
-            s3 += sums[3, i]
-            s4 += sums[4, i]
-            s5 += sums[5, i]
-            s6 += sums[6, i]
-            s7 += sums[7, i]
-            s8 += sums[8, i]
-        for x in range(width):
-            r, g, b = s0 / area, s1 / area, s2 / area
-            rr = s3 / area - r * r + eps
-            rg = s4 / area - r * g
-            rb = s5 / area - r * b
-            gg = s6 / area - g * g + eps
-            gb = s7 / area - g * b
-            bb = s8 / area - b * b + eps
-            i00, i01, i02 = gg * bb - gb * gb, rb * gb - rg * bb, rg * gb - rb * gg
-            inverse = 1.0 / (rr * i00 + rg * i01 + rb * i02)
-            out = statistics[y - at, x]
-            out[0] = r
-            out[1] = g
-            out[2] = b
-            out[3] = i00 * inverse
-            out[4] = i01 * inverse
-            out[5] = i02 * inverse
-            out[6] = (rr * bb - rb * rb) * inverse
-            out[7] = (rb * rg - rr * gb) * inverse
-            out[8] = (rr * gg - rg * rg) * inverse
-            i, j = min(x + half + 1, width - 1), max(x - half, 0)
-            s0 += sums[0, i] - sums[0, j]
-            s1 += sums[1, i] - sums[1, j]
-            s2 += sums[2, i] - sums[2, j]
-            s3 += sums[3, i] - sums[3, j]
-            s4 += sums[4, i] - sums[4, j]
-            s5 += sums[5, i] - sums[5, j]
-            s6 += sums[6, i] - sums[6, j]
-            s7 += sums[7, i] - sums[7, j]
-            s8 += sums[8, i] - sums[8, j]
+        _add_row(sums, guide, min(y + half, height - 1) - top, half, 1.0)
+        _repeat_ends(sums, half)
+        for c in range(0, 9, 3):
+            _means_of_three(
+                sums[c], sums[c + 1], sums[c + 2], 2 * half + 1, area, windows[c], windows[c + 1], windows[c + 2]
+            )
+        _add_row(sums, guide, max(y - half, 0) - top, half, -1.0)
+        _invert(windows, eps, statistics, y - at)
 
 
 @kernel()
@@ -139,14 +186,28 @@ def _enlarge_row(mask, token, weight, column_tokens, column_weights, left, out):
 
 
 @kernel()
-def _add_cross(sums, guide, y, left, membership, sign):
-    # float64 (4, w) += sign x (r p, g p, b p, p)
+def _add_cross(sums, guide, y, left, membership, half, sign):
+    # float64 (4, w + 2 half + 1) += sign x (r p, g p, b p, p)
     for c in range(3):
-        colour = guide[c, y, left : left + membership.size]
-        for x in range(membership.size):
-            sums[c, x] += sign * (np.float64(colour[x]) * np.float64(membership[x]))
-    for x in range(membership.size):
-        sums[3, x] += sign * np.float64(membership[x])
+        _add_products(sums[c, half:], membership, guide[c, y, left : left + membership.size], sign)
+    _add_values(sums[3, half:], membership, sign)
+
+
+@kernel()
+def _solve(p, rp, gp, bp, statistics, row, left, models, at):
+    # float64 (w,) four times, float32 (9, h, w') -> float32 (4, h', w) at a row
+    for x in range(p.size):
+        i = left + x
+        r, g, b = statistics[0, row, i], statistics[1, row, i], statistics[2, row, i]
+        rg, rb, gb = statistics[4, row, i], statistics[5, row, i], statistics[7, row, i]
+        c0, c1, c2 = rp[x] - r * p[x], gp[x] - g * p[x], bp[x] - b * p[x]
+        a0 = statistics[3, row, i] * c0 + rg * c1 + rb * c2
+        a1 = rg * c0 + statistics[6, row, i] * c1 + gb * c2
+        a2 = rb * c0 + gb * c1 + statistics[8, row, i] * c2
+        models[0, at, x] = np.rint(a0 / _MODEL_STEP) * _MODEL_STEP
+        models[1, at, x] = np.rint(a1 / _MODEL_STEP) * _MODEL_STEP
+        models[2, at, x] = np.rint(a2 / _MODEL_STEP) * _MODEL_STEP
+        models[3, at, x] = np.rint((p[x] - a0 * r - a1 * g - a2 * b) / _MODEL_STEP) * _MODEL_STEP
 
 
 @kernel()
@@ -163,122 +224,140 @@ def fit_models(
     top, left, bottom, right = box
     width = right - left
     area = np.float64(2 * half + 1) ** 2
-    # Rows of the enlarged mask that these windows see, and their sums over a window's height.
+    # Rows of the enlarged mask that these windows see, and sums over a window's height.
     low, high = max(begin - half, top), min(end + half, bottom)
     membership = np.empty((high - low, width), np.float32)
     for y in range(low, high):
         _enlarge_row(mask, row_tokens[y], row_weights[y], column_tokens, column_weights, left, membership[y - low])
-    sums = np.zeros((4, width))
-    for y in range(begin - half, begin + half + 1):
+    sums = np.zeros((4, width + 2 * half + 1))
+    windows = np.empty((4, width))
+    for y in range(begin - half, begin + half):
         i = min(max(y, top), bottom - 1)
-        _add_cross(sums, guide, i - guide_top, left, membership[i - low], 1.0)
+        _add_cross(sums, guide, i - guide_top, left, membership[i - low], half, 1.0)
     for y in range(begin, end):
-        if y > begin:
-            i, j = min(y + half, bottom - 1), max(y - 1 - half, top)
-            _add_cross(sums, guide, i - guide_top, left, membership[i - low], 1.0)
-            _add_cross(sums, guide, j - guide_top, left, membership[j - low], -1.0)
-        s0, s1, s2, s3 = 0.0, 0.0, 0.0, 0.0
-        for x in range(-half, half + 1):
-            i = min(max(x, 0), width - 1)
-            s0 += sums[0, i]
-            s1 += sums[1, i]
-            s2 += sums[2, i]
-            s3 += sums[3, i]
-        for x in range(width):
-            s = statistics[y - statistics_top, left + x]
-            p = s3 / area
-            c0, c1, c2 = s0 / area - s[0] * p, s1 / area - s[1] * p, s2 / area - s[2] * p
-            a0 = s[3] * c0 + s[4] * c1 + s[5] * c2
-            a1 = s[4] * c0 + s[6] * c1 + s[7] * c2
-            a2 = s[5] * c0 + s[7] * c1 + s[8] * c2
-            out = y - first
-            models[0, out, x] = np.rint(a0 / _MODEL_STEP) * _MODEL_STEP
-            models[1, out, x] = np.rint(a1 / _MODEL_STEP) * _MODEL_STEP
-            models[2, out, x] = np.rint(a2 / _MODEL_STEP) * _MODEL_STEP
-            models[3, out, x] = np.rint((p - a0 * s[0] - a1 * s[1] - a2 * s[2]) / _MODEL_STEP) * _MODEL_STEP
-            i, j = min(x + half + 1, width - 1), max(x - half, 0)
-            s0 += sums[0, i] - sums[0, j]
-            s1 += sums[1, i] - sums[1, j]
-            s2 += sums[2, i] - sums[2, j]
-            s3 += sums[3, i] - sums[3, j]
+        i = min(y + half, bottom - 1)
+        _add_cross(sums, guide, i - guide_top, left, membership[i - low], half, 1.0)
+        _repeat_ends(sums, half)
+        _means_of_four(
+            sums[0], sums[1], sums[2], sums[3], 2 * half + 1, area, windows[0], windows[1], windows[2], windows[3]
+        )
+        _solve(
+            windows[3], windows[0], windows[1], windows[2], statistics, y - statistics_top, left, models, y - first
+        )  # fmt: skip
+        i = max(y - half, top)
+        _add_cross(sums, guide, i - guide_top, left, membership[i - low], half, -1.0)
 
 
 @kernel()
 def average_models(raw, raw_first, top, bottom, half, begin, end, models, first):
-    # float32 (h, w) from row `raw_first` on -> (h', w) from row `first` on
-    """Mean of one coefficient over the windows around rows `begin` to `end`; rows `top` to `bottom` exist."""
-    width = raw.shape[1]
+    # float32 (4, h, w) from row `raw_first` on -> (4, h', w + 1) from row `first` on
+    """Mean models of the windows around rows `begin` to `end`, the last column twice; rows `top` to `bottom` exist."""
+    width = raw.shape[2]
     area = np.float64(2 * half + 1) ** 2
-    sums = np.zeros(width)
-    for y in range(begin - half, begin + half + 1):
-        entering = raw[min(max(y, top), bottom - 1) - raw_first]
-        for x in range(width):
-            sums[x] += np.float64(entering[x])
+    sums = np.zeros((4, width + 2 * half + 1))
+    for y in range(begin - half, begin + half):
+        for c in range(4):
+            _add_values(sums[c, half:], raw[c, min(max(y, top), bottom - 1) - raw_first], 1.0)
     for y in range(begin, end):
-        if y > begin:
-            entering = raw[min(y + half, bottom - 1) - raw_first]
-            leaving = raw[max(y - 1 - half, top) - raw_first]
-            for x in range(width):
-                sums[x] += np.float64(entering[x]) - np.float64(leaving[x])
-        s0 = 0.0
-        for x in range(-half, half + 1):
-            s0 += sums[min(max(x, 0), width - 1)]
-        out = models[y - first]
-        for x in range(width):
-            out[x] = s0 / area
-            s0 += sums[min(x + half + 1, width - 1)] - sums[max(x - half, 0)]
+        i = y - first
+        for c in range(4):
+            _add_values(sums[c, half:], raw[c, min(y + half, bottom - 1) - raw_first], 1.0)
+        _repeat_ends(sums, half)
+        _means_of_four(
+            sums[0], sums[1], sums[2], sums[3], 2 * half + 1, area,
+            models[0, i, :width], models[1, i, :width], models[2, i, :width], models[3, i, :width],
+        )  # fmt: skip
+        for c in range(4):
+            models[c, i, width] = models[c, i, width - 1]
+            _add_values(sums[c, half:], raw[c, max(y - half, top) - raw_first], -1.0)
+
+
+# Loops that are to be SIMD run from 0 over contiguous slices: with another first index the compiler expects negative
+# ones, and with two dimensions strides.
 
 
 @kernel()
-def _bound_memberships(models, boxes, offsets, above, rivals, most, least, ground):
-    """What each mask can give at most and at least in the cells below a row of the guide; return how many are there.
+def _bound_models(a, b, c, d, most, least):
+    zero = np.float32(0.0)
+    for x in range(a.size):
+        most[x] = d[x] + max(a[x], zero) + max(b[x], zero) + max(c[x], zero) + _SLACK
+        least[x] = d[x] + min(a[x], zero) + min(b[x], zero) + min(c[x], zero) - _SLACK
 
-    A cell lies between four of the guide's pixels. `rivals` are the masks whose models reach this row, `most` and
-    `least` (masks, cells) theirs, `ground` (cells,) is raised to the largest `least`.
-    """
-    n = 0
-    for k in range(offsets.size):
-        if not boxes[k, 0] <= above < boxes[k, 2]:
-            continue
-        left, width = boxes[k, 1], boxes[k, 3] - boxes[k, 1]
-        plane = width * (boxes[k, 2] - boxes[k, 0])
-        rivals[n] = k
-        for j in range(most.shape[1]):
-            most[n, j] = -np.float32(np.inf)
-            least[n, j] = np.float32(np.inf)
-        for i in range(2):
-            row = offsets[k] + min(above + i, boxes[k, 2] - 1) * width - boxes[k, 0] * width
-            for x in range(width):
-                a, b, c = models[row + x], models[row + plane + x], models[row + 2 * plane + x]
-                d = models[row + 3 * plane + x]
-                zero = np.float32(0.0)
-                high = d + max(a, zero) + max(b, zero) + max(c, zero) + _SLACK
-                low = d + min(a, zero) + min(b, zero) + min(c, zero) - _SLACK
-                for j in range(left + max(x - 1, 0), left + max(min(x + 1, width - 1), 1)):
-                    most[n, j] = max(most[n, j], high)
-                    least[n, j] = min(least[n, j], low)
-        for j in range(left, left + max(width - 1, 1)):
-            ground[j] = max(ground[j], least[n, j])
-        n += 1
-    return n
+
+@kernel()
+def _bound_cells(upper, upper_right, lower, lower_right, most, least):
+    for x in range(most.size):
+        most[x] = max(most[x], max(upper[x], upper_right[x]))
+        least[x] = min(least[x], min(lower[x], lower_right[x]))
+
+
+@kernel()
+def _raise(values, least):
+    for x in range(values.size):
+        values[x] = max(values[x], least[x])
+
+
+@kernel()
+def _decide_cells(most, least, ground, threshold, value, decided):
+    for x in range(decided.size):
+        mine = value if least[x] > threshold and decided[x] == 0 else np.int32(-1)
+        decided[x] = mine if most[x] > ground[x] else decided[x]
+
+
+@kernel()
+def _read_pixels(pixels, peak, red, green, blue):
+    for x in range(red.size):
+        red[x] = np.float32(pixels[3 * x]) / peak
+        green[x] = np.float32(pixels[3 * x + 1]) / peak
+        blue[x] = np.float32(pixels[3 * x + 2]) / peak
+
+
+@kernel()
+def _interpolate(models, below, cells, left, weights, flat, slope):
+    for x in range(flat.size):
+        i = np.uint32(cells[x] - left)
+        u, v = models[i], below[i]
+        du, dv = models[i + np.uint32(1)] - u, below[i + np.uint32(1)] - v
+        flat[x] = u + weights[x] * du
+        slope[x] = (v - u) + weights[x] * (dv - du)
+
+
+@kernel()
+def _claim(a, b, c, d, a_slope, b_slope, c_slope, d_slope, down, red, green, blue, value, best, labels):
+    for x in range(best.size):
+        membership = (
+            (d[x] + down * d_slope[x])
+            + (a[x] + down * a_slope[x]) * red[x]
+            + (b[x] + down * b_slope[x]) * green[x]
+            + (c[x] + down * c_slope[x]) * blue[x]
+        )
+        better = membership > best[x]
+        best[x] = membership if better else best[x]
+        labels[x] = value if better else labels[x]
+
+
+@kernel()
+def _fill(values, value):
+    for x in range(values.size):
+        values[x] = value
 
 
 @kernel()
 def claim_pixels(
-    pixels, peak, top, strips, first, last, down, cell_columns, column_weights, models, boxes, offsets, values,
-    threshold, counts, labels,
+    pixels, peak, top, strips, first, last, down, cells_of, column_weights, cell_columns, models, boxes, offsets,
+    values, threshold, counts, labels,
 ):  # fmt: skip
-    # (h, W, 3) pixels from row `top` on, int64 (n, 3), ..., float32 (H,), int64 (w,), float32 (W,), ..., (h, W) labels
+    # (h, 3 W) from row `top` on, int64 (n, 3), ..., float32 (H,), int32 (W,), float32 (W,), int64 (w,), ..., (h, W)
     """Give each pixel to the mask of the largest filtered membership there, if that exceeds the threshold, or 0.
 
-    The models, smooth by construction, are interpolated bilinearly at each pixel. Between four of the guide's pixels
-    they bound what any colour can give: where that decides, no pixel is looked at.
+    The models, smooth by construction, are interpolated bilinearly at each pixel. Between four of the guide's pixels,
+    in a cell, they bound what any colour can give: where that decides, no pixel is looked at.
 
     `strips` are rows from, to and the row of the guide above them, of which `first` to `last` are done; `down` and
-    `column_weights` say how far between two of the guide's pixels each row and column lies, `cell_columns` the column
-    that each cell of the guide begins with. Mask i has its (4, h', w') models at `offsets[i]` of the flat `models`,
-    for the guide's rows and columns in `boxes[i]` (top, left, bottom, right), and gives its pixels `values[i]`.
-    `counts[s]` becomes how many pixels of strip s had to be looked at.
+    `column_weights` say how far between two of the guide's pixels each row and column lies, `cells_of` in which cell
+    each column, `cell_columns` which column each cell begins with. Mask i has models (4, h', w' + 1) at `offsets[i]`
+    of the flat `models`, for the guide's rows and columns in `boxes[i]` (top, left, bottom, right), the last column
+    repeated, and gives its pixels `values[i]`. `counts[s]` becomes how many pixels of strip s had to be looked at.
     """
     cells = cell_columns.size - 1
     tallest = 0
@@ -287,26 +366,42 @@ def claim_pixels(
     rivals = np.empty(offsets.size, np.int64)
     most = np.empty((offsets.size, cells), np.float32)
     least = np.empty((offsets.size, cells), np.float32)
+    upper, lower = np.empty(cells + 2, np.float32), np.empty(cells + 2, np.float32)
     ground = np.empty(cells, np.float32)
-    decided = np.empty(cells, np.int64)
-    colours = np.empty((3, tallest, _CHUNK), np.float32)
-    best = np.empty((tallest, _CHUNK), np.float32)
+    decided = np.empty(cells, np.int32)
+    red, green = np.empty((tallest, _CHUNK), np.float32), np.empty((tallest, _CHUNK), np.float32)
+    blue, best = np.empty((tallest, _CHUNK), np.float32), np.empty((tallest, _CHUNK), np.float32)
     flat = np.empty((4, _CHUNK), np.float32)
     slope = np.empty((4, _CHUNK), np.float32)
     for s in range(first, last):
         begin, end, above = strips[s, 0], strips[s, 1], strips[s, 2]
         counts[s] = 0
-        for j in range(cells):
-            ground[j] = threshold
-        n = _bound_memberships(models, boxes, offsets, above, rivals, most, least, ground)
+        # What each mask can give in each cell at most and at least, and what the best of them gives at least.
+        _fill(ground, threshold)
+        n = 0
+        for k in range(offsets.size):
+            if boxes[k, 0] <= above < boxes[k, 2]:
+                rivals[n] = k
+                left, width = boxes[k, 1], boxes[k, 3] - boxes[k, 1] + 1
+                right = left + max(width - 2, 1)
+                plane = width * (boxes[k, 2] - boxes[k, 0])
+                i = offsets[k] + (above - boxes[k, 0]) * width
+                _fill(most[n], -np.float32(np.inf))
+                _fill(least[n], np.float32(np.inf))
+                for _ in range(2):
+                    _bound_models(
+                        models[i : i + width], models[i + plane : i + plane + width],
+                        models[i + 2 * plane : i + 2 * plane + width], models[i + 3 * plane : i + 3 * plane + width],
+                        upper, lower,
+                    )  # fmt: skip
+                    _bound_cells(upper, upper[1:], lower, lower[1:], most[n, left:right], least[n, left:right])
+                    i += width if above + 1 < boxes[k, 2] else 0
+                _raise(ground[left:right], least[n, left:right])
+                n += 1
         # The label of a cell, or -1 where pixels have to be looked at.
-        for j in range(cells):
-            decided[j] = 0
-            count = 0
-            for m in range(n):
-                if most[m, j] > ground[j]:
-                    count += 1
-                    decided[j] = values[rivals[m]] if count == 1 and least[m, j] > threshold else -1
+        _fill(decided, np.int32(0))
+        for m in range(n):
+            _decide_cells(most[m], least[m], ground, threshold, values[rivals[m]], decided)
         j = 0
         while j < cells:
             cell, label = j, decided[j]
@@ -314,21 +409,17 @@ def claim_pixels(
                 j += 1
             if label >= 0:
                 for y in range(begin, end):
-                    for x in range(cell_columns[cell], cell_columns[j]):
-                        labels[y - top, x] = label
+                    _fill(labels[y - top, cell_columns[cell] : cell_columns[j]], label)
                 continue
             for start in range(cell_columns[cell], cell_columns[j], _CHUNK):
                 size = min(_CHUNK, cell_columns[j] - start)
                 counts[s] += size * (end - begin)
                 for y in range(begin, end):
                     i = y - begin
-                    for x in range(size):
-                        colours[0, i, x] = np.float32(pixels[y - top, start + x, 0]) / peak
-                        colours[1, i, x] = np.float32(pixels[y - top, start + x, 1]) / peak
-                        colours[2, i, x] = np.float32(pixels[y - top, start + x, 2]) / peak
-                    for x in range(size):
-                        best[i, x] = threshold
-                        labels[y - top, start + x] = 0
+                    row = pixels[y - top, 3 * start : 3 * (start + size)]
+                    _read_pixels(row, peak, red[i, :size], green[i, :size], blue[i, :size])
+                    _fill(best[i, :size], threshold)
+                    _fill(labels[y - top, start : start + size], np.int32(0))
                 for m in range(n):
                     # The cells of this chunk in which the mask has a chance.
                     low, high = cell, j
@@ -341,30 +432,21 @@ def claim_pixels(
                     if low == high:
                         continue
                     k = rivals[m]
-                    value, width = values[k], boxes[k, 3] - boxes[k, 1]
-                    plane = width * (boxes[k, 2] - boxes[k, 0])
-                    x_from = max(cell_columns[low] - start, 0)
-                    x_to = min(cell_columns[high] - start, size)
+                    u, v = max(cell_columns[low], start), min(cell_columns[high], start + size)
+                    width = boxes[k, 3] - boxes[k, 1] + 1
                     for c in range(4):
-                        upper = offsets[k] + c * plane + (above - boxes[k, 0]) * width - boxes[k, 1]
-                        lower = upper + (width if above + 1 < boxes[k, 2] else 0)
-                        for i in range(low, high):
-                            right = min(i + 1, boxes[k, 3] - 1)
-                            u, v = models[upper + i], models[lower + i] - models[upper + i]
-                            du = models[upper + right] - models[upper + i]
-                            dv = models[lower + right] - models[lower + i] - du
-                            for x in range(max(cell_columns[i] - start, 0), min(cell_columns[i + 1] - start, size)):
-                                flat[c, x] = u + column_weights[start + x] * du
-                                slope[c, x] = v + column_weights[start + x] * dv
+                        i = offsets[k] + (c * (boxes[k, 2] - boxes[k, 0]) + above - boxes[k, 0]) * width
+                        x = i + (width if above + 1 < boxes[k, 2] else 0)
+                        _interpolate(
+                            models[i : i + width], models[x : x + width], cells_of[u:v], np.int32(boxes[k, 1]),
+                            column_weights[u:v], flat[c, : v - u], slope[c, : v - u],
+                        )  # fmt: skip
                     for y in range(begin, end):
-                        i, w = y - begin, down[y]
-                        for x in range(x_from, x_to):
-                            membership = (
-                                (flat[3, x] + w * slope[3, x])
-                                + (flat[0, x] + w * slope[0, x]) * colours[0, i, x]
-                                + (flat[1, x] + w * slope[1, x]) * colours[1, i, x]
-                                + (flat[2, x] + w * slope[2, x]) * colours[2, i, x]
-                            )
-                            if membership > best[i, x]:
-                                best[i, x] = membership
-                                labels[y - top, start + x] = value
+                        i = y - begin
+                        _claim(
+                            flat[0, : v - u], flat[1, : v - u], flat[2, : v - u], flat[3, : v - u],
+                            slope[0, : v - u], slope[1, : v - u], slope[2, : v - u], slope[3, : v - u], down[y],
+                            red[i, u - start : v - start], green[i, u - start : v - start],
+                            blue[i, u - start : v - start], values[k], best[i, u - start : v - start],
+                            labels[y - top, u:v],
+                        )  # fmt: skip
