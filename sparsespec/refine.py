@@ -117,7 +117,7 @@ def refine_masks(
     wanted = [k for k, (top, left, bottom, right) in enumerate(boxes) if top < bottom and left < right]
     if not wanted or not height or not width:
         labels[...] = 0
-        return labels
+        return labels if out is None else out
     token_rows = _between(rows, extent[0] / rows, masks.shape[1])
     token_columns = _between(columns, extent[1] / columns, masks.shape[2])
     above, down = _between(height, rows / height, rows)
@@ -155,7 +155,7 @@ def refine_masks(
                     )  # fmt: skip
 
                 team.share(claim, 0, len(strips), max(1, len(strips) // 16))
-    return labels
+    return labels if out is None else out
 
 
 def _fit(

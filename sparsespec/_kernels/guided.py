@@ -386,8 +386,8 @@ def claim_pixels(
                 right = left + max(width - 2, 1)
                 plane = width * (boxes[k, 2] - boxes[k, 0])
                 i = offsets[k] + (above - boxes[k, 0]) * width
-                _fill(most[n], -np.float32(np.inf))
-                _fill(least[n], np.float32(np.inf))
+                _fill(most[n, left:right], -np.float32(np.inf))
+                _fill(least[n, left:right], np.float32(np.inf))
                 for _ in range(2):
                     _bound_models(
                         models[i : i + width], models[i + plane : i + plane + width],
@@ -401,7 +401,12 @@ def claim_pixels(
         # The label of a cell, or -1 where pixels have to be looked at.
         _fill(decided, np.int32(0))
         for m in range(n):
-            _decide_cells(most[m], least[m], ground, threshold, values[rivals[m]], decided)
+            left, right = boxes[rivals[m], 1], boxes[rivals[m], 3]
+            right = max(right - 1, left + 1)
+            _decide_cells(
+                most[m, left:right], least[m, left:right], ground[left:right], threshold, values[rivals[m]],
+                decided[left:right],
+            )  # fmt: skip
         j = 0
         while j < cells:
             cell, label = j, decided[j]
@@ -422,16 +427,16 @@ def claim_pixels(
                     _fill(labels[y - top, start : start + size], np.int32(0))
                 for m in range(n):
                     # The cells of this chunk in which the mask has a chance.
-                    low, high = cell, j
+                    k = rivals[m]
+                    low, high = max(cell, boxes[k, 1]), min(j, max(boxes[k, 3] - 1, boxes[k, 1] + 1))
                     while low < high and (cell_columns[low + 1] <= start or most[m, low] <= ground[low]):
                         low += 1
                     while low < high and (
                         cell_columns[high - 1] >= start + size or most[m, high - 1] <= ground[high - 1]
                     ):
                         high -= 1
-                    if low == high:
+                    if low >= high:
                         continue
-                    k = rivals[m]
                     u, v = max(cell_columns[low], start), min(cell_columns[high], start + size)
                     width = boxes[k, 3] - boxes[k, 1] + 1
                     for c in range(4):
