@@ -154,7 +154,7 @@ def refine_masks(
                         areas, offsets, values, np.float32(threshold), looked_at, labels[begin:end],
                     )  # fmt: skip
 
-                team.share(claim, 0, len(strips), max(1, len(strips) // 16))
+                team.share(claim, 0, len(strips), max(1, len(strips) // 8))
     return labels if out is None else out
 
 
@@ -285,7 +285,7 @@ class _Guide:
                     pixels, pixels_top,
                 )  # fmt: skip
 
-            self._team.share(reduce, start, stop, max(1, (stop - start) // 8))
+            self._team.share(reduce, start, stop, max(1, (stop - start) // 4))
             start = stop
 
         statistics = np.empty((9, bottom - top, columns), np.float32)

@@ -89,7 +89,7 @@ def _add_row(sums, guide, y, half, sign):
 
 
 @kernel()
-def _means_of_three(a, b, c, size, area, a_mean, b_mean, c_mean):
+def _means_of_three(a, b, c, size, share, a_mean, b_mean, c_mean):
     a_sum, b_sum, c_sum = 0.0, 0.0, 0.0
     for i in range(size):
         a_sum += a[i]
@@ -97,16 +97,16 @@ def _means_of_three(a, b, c, size, area, a_mean, b_mean, c_mean):
         c_sum += c[i]
     a_next, b_next, c_next = a[size:], b[size:], c[size:]
     for x in range(a_mean.size):
-        a_mean[x] = a_sum / area
-        b_mean[x] = b_sum / area
-        c_mean[x] = c_sum / area
+        a_mean[x] = a_sum * share
+        b_mean[x] = b_sum * share
+        c_mean[x] = c_sum * share
         a_sum += a_next[x] - a[x]
         b_sum += b_next[x] - b[x]
         c_sum += c_next[x] - c[x]
 
 
 @kernel()
-def _means_of_four(a, b, c, d, size, area, a_mean, b_mean, c_mean, d_mean):
+def _means_of_four(a, b, c, d, size, share, a_mean, b_mean, c_mean, d_mean):
     a_sum, b_sum, c_sum, d_sum = 0.0, 0.0, 0.0, 0.0
     for i in range(size):
         a_sum += a[i]
@@ -115,10 +115,10 @@ def _means_of_four(a, b, c, d, size, area, a_mean, b_mean, c_mean, d_mean):
         d_sum += d[i]
     a_next, b_next, c_next, d_next = a[size:], b[size:], c[size:], d[size:]
     for x in range(a_mean.size):
-        a_mean[x] = a_sum / area
-        b_mean[x] = b_sum / area
-        c_mean[x] = c_sum / area
-        d_mean[x] = d_sum / area
+        a_mean[x] = a_sum * share
+        b_mean[x] = b_sum * share
+        c_mean[x] = c_sum * share
+        d_mean[x] = d_sum * share
         a_sum += a_next[x] - a[x]
         b_sum += b_next[x] - b[x]
         c_sum += c_next[x] - c[x]
@@ -157,7 +157,7 @@ def guide_statistics(guide, top, height, half, eps, begin, end, statistics, at):
     The inverse's entries come in the order rr, rg, rb, gg, gb, bb. Outside the guide its outermost values are repeated.
     """
     width = guide.shape[2]
-    area = np.float64(2 * half + 1) ** 2
+    share = 1.0 / np.float64(2 * half + 1) ** 2
     sums = np.zeros((9, width + 2 * half + 1))
     windows = np.empty((9, width))
     for y in range(begin - half, begin + half):
@@ -167,22 +167,24 @@ def guide_statistics(guide, top, height, half, eps, begin, end, statistics, at):
         _repeat_ends(sums, half)
         for c in range(0, 9, 3):
             _means_of_three(
-                sums[c], sums[c + 1], sums[c + 2], 2 * half + 1, area, windows[c], windows[c + 1], windows[c + 2]
+                sums[c], sums[c + 1], sums[c + 2], 2 * half + 1, share, windows[c], windows[c + 1], windows[c + 2]
             )
         _add_row(sums, guide, max(y - half, 0) - top, half, -1.0)
         _invert(windows, eps, statistics, y - at)
 
 
 @kernel()
-def _enlarge_row(mask, token, weight, column_tokens, column_weights, left, out):
-    # bool (h, w) -> one row of its bilinear enlargement, in multiples of 2^-16
-    below = min(token + 1, mask.shape[0] - 1)
-    for i in range(out.size):
-        u, across = column_tokens[left + i], column_weights[left + i]
-        v = min(u + 1, mask.shape[1] - 1)
-        upper = (np.float32(1) - across) * mask[token, u] + across * mask[token, v]
-        lower = (np.float32(1) - across) * mask[below, u] + across * mask[below, v]
-        out[i] = np.rint(((np.float32(1) - weight) * upper + weight * lower) / _VALUE_STEP) * _VALUE_STEP
+def _enlarge_row(upper, lower, weight, tokens, weights, scratch, out):
+    # two rows of bool (w,), int32 and float32 per column -> one row of the bilinear enlargement, multiples of 2^-16
+    last = upper.size
+    for i in range(last):
+        scratch[i] = (np.float32(1) - weight) * np.float32(upper[i]) + weight * np.float32(lower[i])
+    scratch[last] = scratch[last - 1]
+    step = np.float32(_VALUE_STEP)
+    for x in range(out.size):
+        i = np.uint32(tokens[x])
+        value = (np.float32(1) - weights[x]) * scratch[i] + weights[x] * scratch[i + np.uint32(1)]
+        out[x] = np.rint(value / step) * step
 
 
 @kernel()
@@ -194,20 +196,17 @@ def _add_cross(sums, guide, y, left, membership, half, sign):
 
 
 @kernel()
-def _solve(p, rp, gp, bp, statistics, row, left, models, at):
-    # float64 (w,) four times, float32 (9, h, w') -> float32 (4, h', w) at a row
+def _solve(p, rp, gp, bp, r, g, b, i00, i01, i02, i11, i12, i22, a0, a1, a2, offset):
+    # means of p and of r p, g p, b p, statistics -> the model, (w,) each
     for x in range(p.size):
-        i = left + x
-        r, g, b = statistics[0, row, i], statistics[1, row, i], statistics[2, row, i]
-        rg, rb, gb = statistics[4, row, i], statistics[5, row, i], statistics[7, row, i]
-        c0, c1, c2 = rp[x] - r * p[x], gp[x] - g * p[x], bp[x] - b * p[x]
-        a0 = statistics[3, row, i] * c0 + rg * c1 + rb * c2
-        a1 = rg * c0 + statistics[6, row, i] * c1 + gb * c2
-        a2 = rb * c0 + gb * c1 + statistics[8, row, i] * c2
-        models[0, at, x] = np.rint(a0 / _MODEL_STEP) * _MODEL_STEP
-        models[1, at, x] = np.rint(a1 / _MODEL_STEP) * _MODEL_STEP
-        models[2, at, x] = np.rint(a2 / _MODEL_STEP) * _MODEL_STEP
-        models[3, at, x] = np.rint((p[x] - a0 * r - a1 * g - a2 * b) / _MODEL_STEP) * _MODEL_STEP
+        c0, c1, c2 = rp[x] - r[x] * p[x], gp[x] - g[x] * p[x], bp[x] - b[x] * p[x]
+        s0 = i00[x] * c0 + i01[x] * c1 + i02[x] * c2
+        s1 = i01[x] * c0 + i11[x] * c1 + i12[x] * c2
+        s2 = i02[x] * c0 + i12[x] * c1 + i22[x] * c2
+        a0[x] = np.rint(s0 / _MODEL_STEP) * _MODEL_STEP
+        a1[x] = np.rint(s1 / _MODEL_STEP) * _MODEL_STEP
+        a2[x] = np.rint(s2 / _MODEL_STEP) * _MODEL_STEP
+        offset[x] = np.rint((p[x] - s0 * r[x] - s1 * g[x] - s2 * b[x]) / _MODEL_STEP) * _MODEL_STEP
 
 
 @kernel()
@@ -223,12 +222,17 @@ def fit_models(
     """
     top, left, bottom, right = box
     width = right - left
-    area = np.float64(2 * half + 1) ** 2
+    share = 1.0 / np.float64(2 * half + 1) ** 2
     # Rows of the enlarged mask that these windows see, and sums over a window's height.
     low, high = max(begin - half, top), min(end + half, bottom)
     membership = np.empty((high - low, width), np.float32)
+    scratch = np.empty(mask.shape[1] + 1, np.float32)
     for y in range(low, high):
-        _enlarge_row(mask, row_tokens[y], row_weights[y], column_tokens, column_weights, left, membership[y - low])
+        token = row_tokens[y]
+        _enlarge_row(
+            mask[token], mask[min(token + 1, mask.shape[0] - 1)], row_weights[y], column_tokens[left:right],
+            column_weights[left:right], scratch, membership[y - low],
+        )  # fmt: skip
     sums = np.zeros((4, width + 2 * half + 1))
     windows = np.empty((4, width))
     for y in range(begin - half, begin + half):
@@ -239,10 +243,15 @@ def fit_models(
         _add_cross(sums, guide, i - guide_top, left, membership[i - low], half, 1.0)
         _repeat_ends(sums, half)
         _means_of_four(
-            sums[0], sums[1], sums[2], sums[3], 2 * half + 1, area, windows[0], windows[1], windows[2], windows[3]
+            sums[0], sums[1], sums[2], sums[3], 2 * half + 1, share, windows[0], windows[1], windows[2], windows[3]
         )
+        i, j = y - statistics_top, y - first
         _solve(
-            windows[3], windows[0], windows[1], windows[2], statistics, y - statistics_top, left, models, y - first
+            windows[3], windows[0], windows[1], windows[2],
+            statistics[0, i, left:right], statistics[1, i, left:right], statistics[2, i, left:right],
+            statistics[3, i, left:right], statistics[4, i, left:right], statistics[5, i, left:right],
+            statistics[6, i, left:right], statistics[7, i, left:right], statistics[8, i, left:right],
+            models[0, j], models[1, j], models[2, j], models[3, j],
         )  # fmt: skip
         i = max(y - half, top)
         _add_cross(sums, guide, i - guide_top, left, membership[i - low], half, -1.0)
@@ -253,7 +262,7 @@ def average_models(raw, raw_first, top, bottom, half, begin, end, models, first)
     # float32 (4, h, w) from row `raw_first` on -> (4, h', w + 1) from row `first` on
     """Mean models of the windows around rows `begin` to `end`, the last column twice; rows `top` to `bottom` exist."""
     width = raw.shape[2]
-    area = np.float64(2 * half + 1) ** 2
+    share = 1.0 / np.float64(2 * half + 1) ** 2
     sums = np.zeros((4, width + 2 * half + 1))
     for y in range(begin - half, begin + half):
         for c in range(4):
@@ -264,7 +273,7 @@ def average_models(raw, raw_first, top, bottom, half, begin, end, models, first)
             _add_values(sums[c, half:], raw[c, min(y + half, bottom - 1) - raw_first], 1.0)
         _repeat_ends(sums, half)
         _means_of_four(
-            sums[0], sums[1], sums[2], sums[3], 2 * half + 1, area,
+            sums[0], sums[1], sums[2], sums[3], 2 * half + 1, share,
             models[0, i, :width], models[1, i, :width], models[2, i, :width], models[3, i, :width],
         )  # fmt: skip
         for c in range(4):
