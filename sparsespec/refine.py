@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from sparsespec._kernels.guided import average_models, claim_pixels, fit_models, guide_statistics, reduce_rows
 from sparsespec._kernels.regions import (
+    add_sizes,
     find_runs,
     join_runs,
     measure_labels,
@@ -330,20 +331,16 @@ def absorb_specks(
     if not labels.size:
         return out
     labels = np.asarray(labels)
-    height, width = labels.shape
-    first_run = np.zeros(height + 1, np.int64)
-    starts, values = np.empty(0, np.int32), np.empty(0, labels.dtype)
-    _by_rows(labels, threads, lambda begin, end: find_runs(labels, begin, end, first_run, starts, values))
-    np.cumsum(first_run, out=first_run)
-    runs = int(first_run[-1])
-    starts, values = np.empty(runs, np.int32), np.empty(runs, labels.dtype)
-    _by_rows(labels, threads, lambda begin, end: find_runs(labels, begin, end, first_run, starts, values))
-    region, sizes = np.empty(runs, np.int32), np.empty(runs, np.int64)
-    count = join_runs(first_run, starts, values, width, region, sizes)
-    sizes = sizes[:count]
+    width = labels.shape[1]
+    first_run, starts, values = _runs(labels, threads)
+    region = np.empty(starts.size, np.int32)
+    count = join_runs(first_run, starts, values, width, region)
+    sizes = np.zeros(count, np.int64)
+    add_sizes(first_run, starts, width, region, sizes)
 
     label_of = np.empty(count, labels.dtype)
     label_of[region] = values
+    del values
     order = np.lexsort((-sizes, label_of))
     largest = order[np.r_[True, np.diff(label_of[order]) != 0]]
     small = sizes < min_pixels
@@ -504,6 +501,17 @@ def _nearest_pixel(
         for tokens, pixels, covered in zip(np.nonzero(mask), shape, extent, strict=True)
     )
     return row, column
+
+
+def _runs(labels: LabelArray, threads: int | None) -> tuple[IntArray, npt.NDArray[np.int32], LabelArray]:
+    """Stretches of one label in rows of pixels: which is the first of each row, first columns, labels."""
+    first_run = np.zeros(len(labels) + 1, np.int64)
+    starts, values = np.empty(0, np.int32), np.empty(0, labels.dtype)
+    _by_rows(labels, threads, lambda begin, end: find_runs(labels, begin, end, first_run, starts, values))
+    np.cumsum(first_run, out=first_run)
+    starts, values = np.empty(first_run[-1], np.int32), np.empty(first_run[-1], labels.dtype)
+    _by_rows(labels, threads, lambda begin, end: find_runs(labels, begin, end, first_run, starts, values))
+    return first_run, starts, values
 
 
 def _by_rows(labels: LabelArray, threads: int | None, work: Callable[[int, int], None]) -> None:

@@ -519,25 +519,29 @@ def test_specks_of_a_read_only_map_and_of_none() -> None:
     assert refine.absorb_specks(np.zeros((0, 4), np.int32), 2).shape == (0, 4)
 
 
-def test_passes_over_labels_take_no_memory_of_their_size(tmp_path: Path) -> None:
-    labels = np.memmap(tmp_path / "labels", np.int32, "w+", shape=(1200, 1500))
+def test_passes_over_labels_take_no_memory_of_their_size() -> None:
+    labels = np.zeros((1200, 1500), np.int32)
     labels[200:900, 300:800] = 1
     labels[400:600, 900:1300] = 2
     labels[500, 600] = labels[10, 10] = labels[1100, 1400:1402] = 2
     masks = np.zeros((3, 12, 15), bool)
     masks[0, 2:9, 3:8] = masks[1, 4:6, 9:13] = masks[2, 10, 11] = True
-    refine.absorb_specks(labels[:600].copy(), 4)
-    tracemalloc.start()
-    assert refine.absorb_specks(labels, 4, out=labels) is labels
-    refine.keep_all(labels, masks, (12.0, 15.0))
-    boxes, pixels = refine.label_boxes(labels, 3)
-    refine.relabel(labels, [0, 3, 1, 2])
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    twice = []
+    for _ in range(2):
+        # The first time compiles.
+        part = labels.copy()
+        tracemalloc.start()
+        assert refine.absorb_specks(part, 4, out=part) is part
+        refine.keep_all(part, masks, (12.0, 15.0))
+        twice.append(refine.label_boxes(part, 3))
+        refine.relabel(part, [0, 3, 1, 2])
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    boxes, pixels = twice[-1]
     assert peak < 1 << 20 < labels.nbytes / 6
     assert boxes.tolist() == [[300, 200, 500, 700], [900, 400, 400, 200], [1100, 1000, 100, 100]]
     assert pixels.tolist() == [labels.size - 440_000, 350_000, 80_000, 10_000]
-    assert np.bincount(labels.ravel()).tolist() == [labels.size - 440_000, 80_000, 10_000, 350_000]
+    assert np.bincount(part.ravel()).tolist() == [labels.size - 440_000, 80_000, 10_000, 350_000]
 
 
 @pytest.mark.parametrize("min_pixels", [0, 1.5, 4, 9, 1e9])

@@ -40,12 +40,9 @@ def _root(parent, run):
 
 
 @kernel()
-def join_runs(first_run, starts, values, width, region, sizes):
-    # int64 (h + 1,), int32 (runs,) twice -> int32 (runs,), int64 (runs,)
-    """Number the 4-connected regions of one label by their first pixels; return how many.
-
-    `sizes` are the regions' pixels, as many entries as there are regions.
-    """
+def join_runs(first_run, starts, values, width, region):
+    # int64 (h + 1,), int32 (runs,), int (runs,) -> int32 (runs,)
+    """Number the 4-connected regions of one label by their first pixels; return how many."""
     runs = starts.size
     parent = region
     for run in range(runs):
@@ -67,18 +64,24 @@ def join_runs(first_run, starts, values, width, region, sizes):
             if lower_end <= upper_end:
                 lower += 1
     count = 0
+    for run in range(runs):
+        # Parents come before their children, so that theirs are region numbers already.
+        if parent[run] == run:
+            region[run] = count
+            count += 1
+        else:
+            region[run] = region[parent[run]]
+    return count
+
+
+@kernel()
+def add_sizes(first_run, starts, width, region, sizes):
+    # ..., int32 (runs,) -> int64 (regions,), zeros before
+    """Count the pixels of the regions."""
     for y in range(first_run.size - 1):
         for run in range(first_run[y], first_run[y + 1]):
             end = starts[run + 1] if run + 1 < first_run[y + 1] else width
-            # Parents come before their children, so that theirs are region numbers already.
-            if parent[run] == run:
-                region[run] = count
-                sizes[count] = end - starts[run]
-                count += 1
-            else:
-                region[run] = region[parent[run]]
-                sizes[region[run]] += end - starts[run]
-    return count
+            sizes[region[run]] += end - starts[run]
 
 
 @kernel()
