@@ -1,27 +1,63 @@
-"""From the token grid to pixels: edges that follow the photograph."""
+"""From the token grid to pixels: edges that follow the photograph, in memory that doesn't grow with it.
+
+Everything works by bands of rows: beside the labels there are never more than a few bands' worth of arrays, and images
+that don't fit in memory are read by window. Results don't depend on where one band ends and the next begins.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import uniform_filter
-from skimage import measure
 
-from sparsespec._kernels._compile import parallel_region
-from sparsespec._kernels.guided import claim_pixels, solve_guide
-from sparsespec.resample import resize
+from sparsespec._kernels.guided import average_models, claim_pixels, fit_models, guide_statistics, reduce_rows
+from sparsespec._kernels.regions import (
+    add_sizes,
+    find_runs,
+    join_runs,
+    measure_labels,
+    outlines,
+    replace_labels,
+    write_regions,
+)
+from sparsespec._threads import available_cpus
 
-FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
-LabelArray = npt.NDArray[np.int32]
+LabelArray = npt.NDArray[np.integer[Any]]
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
 
 # Window statistics are taken on a copy of the photograph with this many pixels per token side: the linear models they
 # give vary as slowly as the window is wide, so nothing is lost and the cost no longer depends on the photograph's size.
 _PIXELS_PER_TOKEN = 7
+# Of the reduced copy and what is computed from it, and of the photograph: bytes in memory at a time.
+_BAND_BYTES = 48 << 20
+_WINDOW_BYTES = 16 << 20
+# Rows of the reduced copy that one thread takes at a time, each start of which costs the sums of a window's height; and
+# of the photograph, at most, for which the models are interpolated along the columns once.
+_CHUNK_ROWS = 32
+_STRIP_ROWS = 16
+# Label maps with fewer pixels are scanned before other threads would have started.
+_SMALL = 1 << 20
+_PEAKS = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
+
+
+class PixelSource(Protocol):
+    """What is read by window: an image that need not be in memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, 3)."""
+
+    def read(self, top: int, left: int, bottom: int, right: int) -> npt.NDArray[Any]:
+        """The pixels of a window, (bottom - top, right - left, 3) uint8, uint16 or float32 in [0, 1]."""
 
 
 def refine_masks(
-    image: FloatArray,
+    image: npt.NDArray[Any] | PixelSource,
     masks: BoolArray,
     extent: tuple[float, float],
     *,
@@ -29,17 +65,21 @@ def refine_masks(
     eps: float = 1e-4,
     threshold: float = 0.5,
     threads: int | None = None,
+    out: LabelArray | None = None,
 ) -> LabelArray:
     """Label every pixel with one of the token masks, or with 0 for none.
 
     Each mask is enlarged bilinearly and filtered with the photograph's colours as guide (He, Sun and Tang, "Guided
     Image Filtering", 2013; the statistics on a reduced copy as in He and Sun, "Fast Guided Filter", 2015); a pixel
-    belongs to the mask with the largest result, if that exceeds the threshold.
+    belongs to the mask with the largest result, if that exceeds the threshold. The linear models of the filter bound
+    what it gives between four pixels of the copy, whatever the colours: only where that leaves more than one answer
+    are pixels looked at.
 
     Parameters
     ----------
     image
-        (H, W, 3) float32 in [0, 1].
+        (H, W, 3) uint8, uint16 or floating in [0, 1]; or anything with such a ``shape`` and a method
+        ``read(top, left, bottom, right)`` that gives a window of it.
     masks
         (n, h, w) bool on the token grid; where results tie, the earlier mask wins.
     extent
@@ -52,81 +92,330 @@ def refine_masks(
         Membership in [0, 1] above which a pixel is foreground.
     threads
         At most so many; None for all that the process was granted. The result doesn't depend on it.
+    out
+        (H, W) array of integers, C-contiguous, to fill and return; it may be memory-mapped. None makes one of int32.
 
     Returns
     -------
-    (H, W) int32 array
+    (H, W) int32 array, or ``out``
         0 is background, k + 1 stands for ``masks[k]``. A mask smaller than the photograph's structures may be left
         without a pixel.
+
+    Raises
+    ------
+    ValueError
+        When the image isn't (H, W, 3), or ``out`` has another shape or a type that can't hold n.
     """
-    height, width = image.shape[:2]
-    labels = np.zeros((height, width), np.int32)
-    if not masks.any():
-        return labels
-    shape = (max(1, round(extent[0] * _PIXELS_PER_TOKEN)), max(1, round(extent[1] * _PIXELS_PER_TOKEN)))
-    guide = resize(image, shape)
-    size = 2 * round(radius * _PIXELS_PER_TOKEN) + 1
-    mean = _window_mean(guide, size)
-    first, second = (0, 0, 0, 1, 1, 2), (0, 1, 2, 1, 2, 2)
-    moments = _window_mean(guide[..., first] * guide[..., second], size)
-    best = np.full((height, width), threshold, np.float32)
-    pixels = np.ascontiguousarray(image, dtype=np.float32)
-    for k, mask in enumerate(masks):
-        if not mask.any():
-            continue
-        # All that the mask can reach: its tokens, their bilinear fringe and two windows around them.
-        top, left, bottom, right = _box(mask, extent, shape, 2 * radius + 1)
-        part = (slice(top, bottom), slice(left, right))
-        membership = _enlarge(mask, extent, shape)[part]
-        cross = _window_mean(guide[part] * membership[..., None], size)
-        coefficients = np.empty((*membership.shape, 4), np.float32)
-        with parallel_region(threads):
-            solve_guide(mean[part], moments[part], cross, _window_mean(membership, size), np.float32(eps), coefficients)
-        coefficients = _window_mean(coefficients, size)
-        box = np.array(_box(mask, extent, (height, width), 2 * radius + 1), np.int64)
-        with parallel_region(threads):
-            claim_pixels(pixels, coefficients, box, shape[0] / height, shape[1] / width, top, left, k + 1, best, labels)
-    return labels
+    if len(image.shape) != 3 or image.shape[2] != 3:
+        raise ValueError(f"image must be (H, W, 3), got shape {tuple(image.shape)}")
+    height, width = int(image.shape[0]), int(image.shape[1])
+    labels = _label_array(out, (height, width), len(masks))
+    masks = np.ascontiguousarray(masks, dtype=bool).view()
+    masks.flags.writeable = False
+    rows, columns = (max(1, round(tokens * _PIXELS_PER_TOKEN)) for tokens in extent)
+    half = round(radius * _PIXELS_PER_TOKEN)
+    boxes = [_reach(mask, extent, (rows, columns), half) for mask in masks]
+    wanted = [k for k, (top, left, bottom, right) in enumerate(boxes) if top < bottom and left < right]
+    if not wanted or not height or not width:
+        labels[...] = 0
+        return labels if out is None else out
+    token_rows = _between(rows, extent[0] / rows, masks.shape[1])
+    token_columns = _between(columns, extent[1] / columns, masks.shape[2])
+    above, down = _between(height, rows / height, rows)
+    before, across = _between(width, columns / width, columns)
+    # The column each cell, between two columns of the guide, begins with.
+    cell_columns = np.searchsorted(before, np.arange(max(columns - 1, 1) + 1)).astype(np.int64)
+    per_band = max(half, 2, _BAND_BYTES // (80 * columns) - 4 * half)
+    with _Team(threads) as team:
+        guide = _Guide(image, (rows, columns), half, float(eps), team)
+        for first in range(0, max(rows - 1, 1), per_band):
+            top, bottom = np.searchsorted(above, [first, first + per_band]).tolist()
+            if top == bottom:
+                continue
+            # Rows of the guide whose models these pixels lie between.
+            low, high = int(above[top]), min(int(above[bottom - 1]) + 2, rows)
+            here = [k for k in wanted if boxes[k][0] < high and low < boxes[k][2]]
+            if not here:
+                labels[top:bottom] = 0
+                continue
+            models, areas, offsets = _fit(masks, here, boxes, (low, high), token_rows, token_columns, guide, team)
+            values = np.array(here, np.int32) + np.int32(1)
+            for begin in range(top, bottom, guide.rows_at_once):
+                end = min(begin + guide.rows_at_once, bottom)
+                pixels, strips = guide.read(begin, end), _strips(above, begin, end)
+                looked_at = np.empty(len(strips), np.int64)
+
+                def claim(
+                    first: int, last: int, pixels: Any = pixels, begin: int = begin, end: int = end,
+                    strips: IntArray = strips, looked_at: IntArray = looked_at, models: Any = models,
+                    areas: IntArray = areas, offsets: IntArray = offsets, values: IntArray = values,
+                ) -> None:  # fmt: skip
+                    claim_pixels(
+                        pixels, guide.peak, begin, strips, first, last, down, before, across, cell_columns, models,
+                        areas, offsets, values, np.float32(threshold), looked_at, labels[begin:end],
+                    )  # fmt: skip
+
+                team.share(claim, 0, len(strips), max(1, len(strips) // 8))
+    return labels if out is None else out
 
 
-def absorb_specks(labels: LabelArray, min_pixels: float) -> LabelArray:
+def _fit(
+    masks: BoolArray,
+    here: list[int],
+    boxes: list[tuple[int, int, int, int]],
+    rows: tuple[int, int],
+    token_rows: tuple[npt.NDArray[np.int32], FloatArray],
+    token_columns: tuple[npt.NDArray[np.int32], FloatArray],
+    guide: _Guide,
+    team: _Team,
+) -> tuple[FloatArray, IntArray, IntArray]:
+    """Averaged linear models of some masks in some rows of the guide: flat, their parts of the guide, and offsets."""
+    half = guide.half
+    raw_low, raw_high = max(rows[0] - half, 0), min(rows[1] + half, guide.shape[0])
+    guide.move(raw_low, raw_high)
+    areas = [(max(boxes[k][0], rows[0]), boxes[k][1], min(boxes[k][2], rows[1]), boxes[k][3]) for k in here]
+    sizes = [4 * (bottom - top) * (right - left + 1) for top, left, bottom, right in areas]
+    offsets = np.cumsum([0, *sizes[:-1]], dtype=np.int64)
+    models = np.empty(sum(sizes), np.float32)
+    raw, found, fits, means = [], [], [], []
+    for i, (k, (top, left, bottom, right)) in enumerate(zip(here, areas, strict=True)):
+        begin, end = max(boxes[k][0], raw_low), min(boxes[k][2], raw_high)
+        raw.append(np.empty((4, end - begin, right - left), np.float32))
+        found.append(models[offsets[i] : offsets[i] + sizes[i]].reshape(4, bottom - top, -1))
+        fits += [(i, y, min(y + _CHUNK_ROWS, end), begin) for y in range(begin, end, _CHUNK_ROWS)]
+        means += [(i, y, min(y + _CHUNK_ROWS, bottom), begin) for y in range(top, bottom, _CHUNK_ROWS)]
+
+    def fit(first: int, last: int) -> None:
+        for i, begin, end, at in fits[first:last]:
+            fit_models(
+                masks[here[i]], *token_rows, *token_columns, guide.pixels, guide.top, guide.statistics,
+                guide.statistics_top, boxes[here[i]], half, begin, end, raw[i], at,
+            )  # fmt: skip
+
+    def average(first: int, last: int) -> None:
+        for i, begin, end, at in means[first:last]:
+            top, bottom = boxes[here[i]][0], boxes[here[i]][2]
+            average_models(raw[i], at, top, bottom, half, begin, end, found[i], areas[i][0])
+
+    team.share(fit, 0, len(fits), 1)
+    team.share(average, 0, len(means), 1)
+    return models, np.array(areas, np.int64), offsets
+
+
+class _Team:
+    """Threads that share the rows of an array; the calling one is the first of them."""
+
+    def __init__(self, threads: int | None) -> None:
+        self._others = max(1, threads or available_cpus()) - 1
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> _Team:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def share(self, work: Callable[[int, int], None], begin: int, end: int, at_once: int) -> None:
+        """Call ``work(from, to)`` for stretches of a range until all is done; each thread takes the next one."""
+        stretches = iter(range(begin, end, at_once))
+
+        def take() -> None:
+            for first in stretches:
+                work(first, min(first + at_once, end))
+
+        others = min(self._others, (end - begin - 1) // at_once)
+        if others > 0 and self._pool is None:
+            self._pool = ThreadPoolExecutor(self._others)
+        started = [self._pool.submit(take) for _ in range(others)] if self._pool is not None else []
+        try:
+            take()
+        finally:
+            for other in started:
+                other.result()
+
+
+class _Guide:
+    """The reduced copy of an image and the statistics of its windows, as far as one band needs them."""
+
+    def __init__(
+        self, image: npt.NDArray[Any] | PixelSource, shape: tuple[int, int], half: int, eps: float, team: _Team
+    ) -> None:
+        self._image, self._eps, self._team = image, eps, team
+        self.shape, self.half = shape, half
+        self._row_taps, self._row_weights = _taps(image.shape[0], shape[0])
+        self._columns = _taps(image.shape[1], shape[1])
+        dtype = np.dtype(getattr(image, "dtype", np.float32))
+        self._dtype = dtype if dtype in _PEAKS else np.dtype(np.float32)
+        self.peak = np.float32(_PEAKS[self._dtype])
+        self.rows_at_once = max(1, _WINDOW_BYTES // (3 * int(image.shape[1]) * self._dtype.itemsize))
+        self.top, self._bottom = 0, 0
+        self.statistics_top, self._statistics_bottom = 0, 0
+        self.pixels = np.empty((3, 0, shape[1]), np.float32)
+        self.statistics = np.empty((9, 0, shape[1]), np.float32)
+
+    def read(self, top: int, bottom: int) -> npt.NDArray[Any]:
+        """Rows of the image, (h, 3 W) and read-only, so that the kernels are compiled for one kind of array."""
+        width = int(self._image.shape[1])
+        if isinstance(self._image, np.ndarray):
+            pixels = self._image[top:bottom]
+        else:
+            pixels = self._image.read(top, 0, bottom, width)
+        pixels = np.ascontiguousarray(pixels, dtype=self._dtype).reshape(bottom - top, 3 * width)
+        pixels.flags.writeable = False
+        return pixels
+
+    def move(self, top: int, bottom: int) -> None:
+        """Make the statistics of rows top to bottom available, and the pixels in their windows; only downwards."""
+        rows, columns = self.shape
+        pixels_top, pixels_bottom = max(top - self.half, 0), min(bottom + self.half, rows)
+        pixels = np.empty((3, pixels_bottom - pixels_top, columns), np.float32)
+        kept = max(self._bottom - pixels_top, 0)
+        pixels[:, :kept] = self.pixels[:, self.pixels.shape[1] - kept :]
+        self.pixels, self.top, self._bottom = pixels, pixels_top, pixels_bottom
+        start = pixels_top + kept
+        while start < pixels_bottom:
+            first_pixel = int(self._row_taps[start, 0])
+            end = first_pixel + self.rows_at_once
+            stop = max(int(np.searchsorted(self._row_taps[:pixels_bottom, 1], end, side="right")), start + 1)
+            window = self.read(first_pixel, int(self._row_taps[stop - 1, 1]))
+
+            def reduce(begin: int, end: int, window: Any = window, first_pixel: int = first_pixel) -> None:
+                reduce_rows(
+                    window, first_pixel, self.peak, self._row_taps, self._row_weights, *self._columns, begin, end,
+                    pixels, pixels_top,
+                )  # fmt: skip
+
+            self._team.share(reduce, start, stop, max(1, (stop - start) // 4))
+            start = stop
+
+        statistics = np.empty((9, bottom - top, columns), np.float32)
+        kept = max(self._statistics_bottom - top, 0)
+        statistics[:, :kept] = self.statistics[:, self.statistics.shape[1] - kept :]
+        self.statistics, self.statistics_top, self._statistics_bottom = statistics, top, bottom
+
+        def measure(begin: int, end: int) -> None:
+            guide_statistics(pixels, pixels_top, rows, self.half, self._eps, begin, end, statistics, top)
+
+        self._team.share(measure, top + kept, bottom, _CHUNK_ROWS)
+
+
+def absorb_specks(
+    labels: LabelArray, min_pixels: float, *, out: LabelArray | None = None, threads: int | None = None
+) -> LabelArray:
     """Give islands and holes too small to mean anything the label that surrounds them.
+
+    Memory grows with the number of runs, stretches of one label in a row of pixels, not with that of pixels.
 
     Parameters
     ----------
     labels
-        (H, W) int32, 0 is background.
+        (H, W) of integers, C-contiguous, 0 is background.
     min_pixels
         4-connected regions of one label, background included, with fewer pixels are absorbed by the larger region that
         they share most of their outline with. The largest region of a label is never absorbed.
+    out
+        Where the result goes: ``labels`` itself to change it in place, where only the pixels that change are written.
+        None makes a copy.
+    threads
+        At most so many; None for all that the process was granted. The result doesn't depend on it.
 
     Returns
     -------
-    (H, W) int32 array
+    (H, W) array of the labels' type, or ``out``
     """
-    regions = measure.label(labels, background=-1, connectivity=1) - 1
-    sizes = np.bincount(regions.ravel())
-    if sizes.size == 1:
-        return labels
-    label_of = np.zeros(sizes.size, np.int32)
-    label_of[regions] = labels
+    if out is None:
+        out = labels.copy()
+    elif out is not labels:
+        out[...] = labels
+    if not labels.size:
+        return out
+    labels = np.asarray(labels)
+    width = labels.shape[1]
+    first_run, starts, values = _runs(labels, threads)
+    region = np.empty(starts.size, np.int32)
+    count = join_runs(first_run, starts, values, width, region)
+    sizes = np.zeros(count, np.int64)
+    add_sizes(first_run, starts, width, region, sizes)
+
+    label_of = np.empty(count, labels.dtype)
+    label_of[region] = values
+    del values
     order = np.lexsort((-sizes, label_of))
     largest = order[np.r_[True, np.diff(label_of[order]) != 0]]
     small = sizes < min_pixels
     small[largest] = False
+    if not small.any():
+        return out
 
-    pairs = [(regions[:, :-1], regions[:, 1:]), (regions[:-1], regions[1:])]
-    outlines = [(one[one != other], other[one != other]) for one, other in pairs]
-    first = np.concatenate([side for one, other in outlines for side in (one, other)])
-    second = np.concatenate([side for one, other in outlines for side in (other, one)])
-    wanted = small[first] & ~small[second]
-    shared, length = np.unique(first[wanted] * np.int64(sizes.size) + second[wanted], return_counts=True)
-    inner, outer = shared // sizes.size, shared % sizes.size
+    shared = int(outlines(first_run, starts, width, region, small, *np.empty((3, 0), np.int32)))
+    stretches = np.empty((3, shared), np.int32)
+    outlines(first_run, starts, width, region, small, *stretches)
+    pairs, position = np.unique(stretches[0] * np.int64(count) + stretches[1], return_inverse=True)
+    length = np.bincount(position, weights=stretches[2])
+    inner, outer = pairs // count, pairs % count
     # The last entry written for each small region is the one with the longest outline; of equal ones the first.
     by_length = np.lexsort((-outer, length))
-    taken_by = np.arange(sizes.size)
+    taken_by = np.arange(count)
     taken_by[inner[by_length]] = outer[by_length]
-    return label_of[taken_by][regions]
+    value = label_of[taken_by]
+    write_regions(first_run, starts, region, value != label_of, value, np.asarray(out))
+    return out
+
+
+def relabel(labels: LabelArray, number: npt.ArrayLike, *, threads: int | None = None) -> None:
+    """Give the labels other numbers, in place and without an array of the image's size.
+
+    Parameters
+    ----------
+    labels
+        (H, W) of integers, C-contiguous, changed in place; it may be memory-mapped. Only stretches whose number
+        changes are written.
+    number
+        (n + 1,) integers: what each of the labels 0..n becomes. Larger labels stay as they are.
+    threads
+        At most so many; None for all that the process was granted.
+    """
+    labels, numbers = np.asarray(labels), np.ascontiguousarray(number, dtype=np.int64)
+    _by_rows(labels, threads, lambda begin, end: replace_labels(labels, begin, end, numbers))
+
+
+def label_boxes(labels: LabelArray, n: int, *, threads: int | None = None) -> tuple[IntArray, IntArray]:
+    """Boxes and pixel counts of all labels in one pass.
+
+    Parameters
+    ----------
+    labels
+        (H, W) of integers, C-contiguous.
+    n
+        The largest label to look for.
+    threads
+        At most so many; None for all that the process was granted.
+
+    Returns
+    -------
+    boxes : (n, 4) int64 array
+        x, y, width and height of the smallest box around the labels 1..n; zeros for one without a pixel.
+    pixels : (n + 1,) int64 array
+        How many pixels have the labels 0..n.
+    """
+    labels, parts = np.asarray(labels), []
+
+    def measure(begin: int, end: int) -> None:
+        part = np.zeros((n + 1, 5), np.int64)
+        measure_labels(labels, begin, end, part)
+        parts.append(part)
+
+    _by_rows(labels, threads, measure)
+    found = np.stack([np.zeros((n + 1, 5), np.int64), *parts])
+    pixels = found[:, :, 0].sum(axis=0)
+    absent = found[:, :, 0] == 0
+    lowest = np.iinfo(np.int64).max
+    top, left = (np.where(absent, lowest, found[:, :, i]).min(axis=0) for i in (1, 3))
+    bottom, right = (np.where(absent, -1, found[:, :, i]).max(axis=0) + 1 for i in (2, 4))
+    boxes = np.stack([left, top, right - left, bottom - top], axis=1)
+    boxes[pixels == 0] = 0
+    return boxes[1:], pixels
 
 
 def enlarge_labels(labels: LabelArray, extent: tuple[float, float], shape: tuple[int, int]) -> LabelArray:
@@ -142,7 +431,7 @@ def enlarge_labels(labels: LabelArray, extent: tuple[float, float], shape: tuple
         Height and width of the image, pixels.
     """
     rows, columns = (
-        np.minimum((np.arange(pixels) + 0.5) * (tokens / pixels), count - 1).astype(np.intp)
+        _tokens_of_pixels(pixels, tokens, count)
         for pixels, tokens, count in zip(shape, extent, labels.shape, strict=True)
     )
     return labels[rows][:, columns]
@@ -157,62 +446,142 @@ def keep_all(labels: LabelArray, masks: BoolArray, extent: tuple[float, float]) 
     Parameters
     ----------
     labels
-        (H, W), changed in place.
+        (H, W) of integers, C-contiguous, changed in place; it may be memory-mapped.
     masks
         (n, h, w) bool, n at most H W.
     extent
         How many tokens (high, wide) the image covers.
     """
-    pixels = np.bincount(labels.ravel(), minlength=len(masks) + 1)
+    labels = np.asarray(labels)
+    _, pixels = label_boxes(labels, len(masks))
     for k in np.flatnonzero(pixels[1:] == 0):
-        own = enlarge_labels(masks[k].astype(np.int32), extent, labels.shape) > 0
-        candidates = np.flatnonzero(own) if own.any() else _nearest_pixel(masks[k], extent, labels.shape)
-        free = candidates[labels.flat[candidates] == 0]
-        if not free.size:
-            free = candidates[pixels[labels.flat[candidates]] > 1][:1]
-        if not free.size:
-            free = np.flatnonzero((labels.ravel() == 0) | (pixels[labels.ravel()] > 1))[:1]
-        np.subtract.at(pixels, labels.flat[free], 1)
-        labels.flat[free] = k + 1
-        pixels[k + 1] = free.size
+        rows, columns = _own_pixels(masks[k], extent, labels.shape)
+        if not rows.size:
+            rows, columns = _nearest_pixel(masks[k], extent, labels.shape)
+        chosen = np.flatnonzero(labels[rows, columns] == 0)
+        if not chosen.size:
+            chosen = np.flatnonzero(pixels[labels[rows, columns]] > 1)[:1]
+        rows, columns = rows[chosen], columns[chosen]
+        if not rows.size:
+            rows, columns = _first_spare_pixel(labels, pixels)
+        np.subtract.at(pixels, labels[rows, columns], 1)
+        labels[rows, columns] = k + 1
+        pixels[k + 1] = rows.size
 
 
-def _nearest_pixel(mask: BoolArray, extent: tuple[float, float], shape: tuple[int, int]) -> npt.NDArray[np.intp]:
-    """Flat index, in an array of one, of the pixel that a mask's centre lies in."""
+def _own_pixels(
+    mask: BoolArray, extent: tuple[float, float], shape: tuple[int, ...]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Rows and columns of the pixels that lie in a mask's tokens, in the order of the image."""
+    token_rows, token_columns = (
+        _tokens_of_pixels(pixels, tokens, count)
+        for pixels, tokens, count in zip(shape, extent, mask.shape, strict=True)
+    )
+    rows = np.flatnonzero(mask.any(axis=1)[token_rows])
+    columns = np.flatnonzero(mask.any(axis=0)[token_columns])
+    own_rows, own_columns = np.nonzero(mask[token_rows[rows]][:, token_columns[columns]])
+    return rows[own_rows], columns[own_columns]
+
+
+def _first_spare_pixel(labels: LabelArray, pixels: IntArray) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """The first pixel of the background or of a mask that has others."""
+    for y, row in enumerate(labels):
+        spare = np.flatnonzero((row == 0) | (pixels[row] > 1))[:1]
+        if spare.size:
+            return np.full(1, y), spare
+    return np.empty(0, np.intp), np.empty(0, np.intp)
+
+
+def _nearest_pixel(
+    mask: BoolArray, extent: tuple[float, float], shape: tuple[int, ...]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Row and column, in arrays of one, of the pixel that a mask's centre lies in."""
     row, column = (
-        min(int((tokens.mean() + 0.5) * pixels / covered), pixels - 1)
+        np.array([min(int((tokens.mean() + 0.5) * pixels / covered), pixels - 1)])
         for tokens, pixels, covered in zip(np.nonzero(mask), shape, extent, strict=True)
     )
-    return np.array([row * shape[1] + column])
+    return row, column
 
 
-def _enlarge(mask: BoolArray, extent: tuple[float, float], shape: tuple[int, int]) -> FloatArray:
-    """Bilinear interpolation of a token mask at the pixel centres of an image that covers `extent` tokens."""
-    values = mask.astype(np.float32)
-    for axis in (0, 1):
-        position = (np.arange(shape[axis]) + 0.5) * (extent[axis] / shape[axis]) - 0.5
-        position = position.clip(0, values.shape[axis] - 1)
-        low = np.minimum(position.astype(np.intp), max(values.shape[axis] - 2, 0))
-        high = np.minimum(low + 1, values.shape[axis] - 1)
-        weight = (position - low).astype(np.float32)
-        weight = weight[:, None] if axis == 0 else weight[None, :]
-        values = (1 - weight) * values.take(low, axis) + weight * values.take(high, axis)
-    return values
+def _runs(labels: LabelArray, threads: int | None) -> tuple[IntArray, npt.NDArray[np.int32], LabelArray]:
+    """Stretches of one label in rows of pixels: which is the first of each row, first columns, labels."""
+    first_run = np.zeros(len(labels) + 1, np.int64)
+    starts, values = np.empty(0, np.int32), np.empty(0, labels.dtype)
+    _by_rows(labels, threads, lambda begin, end: find_runs(labels, begin, end, first_run, starts, values))
+    np.cumsum(first_run, out=first_run)
+    starts, values = np.empty(first_run[-1], np.int32), np.empty(first_run[-1], labels.dtype)
+    _by_rows(labels, threads, lambda begin, end: find_runs(labels, begin, end, first_run, starts, values))
+    return first_run, starts, values
 
 
-def _window_mean(values: FloatArray, size: int) -> FloatArray:
-    window = (size, size) + (1,) * (values.ndim - 2)
-    return np.asarray(uniform_filter(values, window, mode="nearest"), dtype=np.float32)
+def _by_rows(labels: LabelArray, threads: int | None, work: Callable[[int, int], None]) -> None:
+    """Let threads share the rows of a label map, as many as its size is worth."""
+    with _Team(threads if labels.size > _SMALL else 1) as team:
+        team.share(work, 0, len(labels), max(1, len(labels) // 8))
 
 
-def _box(
-    mask: BoolArray, extent: tuple[float, float], shape: tuple[int, int], margin: float
+def _tokens_of_pixels(pixels: int, tokens: float, count: int) -> npt.NDArray[np.intp]:
+    """Which of `count` tokens each pixel of an axis lies in, when the axis covers so many tokens."""
+    return np.minimum((np.arange(pixels) + 0.5) * (tokens / pixels), count - 1).astype(np.intp)
+
+
+def _label_array(out: LabelArray | None, shape: tuple[int, int], largest: int) -> LabelArray:
+    """The array to fill: a new one, or the caller's when labels fit in there."""
+    if out is None:
+        return np.empty(shape, np.int32)
+    if out.shape != shape or not np.issubdtype(out.dtype, np.integer) or not out.flags.c_contiguous:
+        raise ValueError(
+            f"out must be a C-contiguous {shape} array of integers, got {out.dtype} of shape {out.shape}"
+            f"{'' if out.flags.c_contiguous else ', not contiguous'}"
+        )
+    if largest > np.iinfo(out.dtype).max:
+        raise ValueError(f"out must have a type that holds the labels up to {largest}, got {out.dtype}")
+    return np.asarray(out)
+
+
+def _between(count: int, step: float, limit: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Which two of `limit` sampling points each of `count` points of an axis lies between: the lower, and how far."""
+    position = ((np.arange(count) + 0.5) * step - 0.5).clip(0, limit - 1)
+    low = np.minimum(position.astype(np.int32), max(limit - 2, 0))
+    return low, (position - low).astype(np.float32)
+
+
+def _taps(size: int, wanted: int) -> tuple[IntArray, npt.NDArray[np.float32]]:
+    """Pixels and their weights for each of `wanted` samples of an axis, as in :func:`sparsespec.resample.resize`."""
+    step = size / wanted
+    radius = max(1.0, step)
+    centre = np.clip((np.arange(wanted) + 0.5) * step - 0.5, 0, size - 1)
+    first = np.maximum(np.floor(centre - radius).astype(np.int64) + 1, 0)
+    last = np.minimum(np.ceil(centre + radius).astype(np.int64), size)
+    pixel = first[:, None] + np.arange(int((last - first).max()))
+    weight = np.clip(1.0 - np.abs(pixel - centre[:, None]) / radius, 0, None)
+    weight[pixel >= last[:, None]] = 0
+    weight /= weight.sum(axis=1, keepdims=True)
+    return np.stack([first, last], axis=1), weight.astype(np.float32)
+
+
+def _strips(above: npt.NDArray[np.int32], begin: int, end: int) -> IntArray:
+    """Rows from and to, and the guide's row above: stretches of rows with the same one, of some rows at most."""
+    rows = above[begin:end]
+    new = np.flatnonzero(np.r_[True, rows[1:] != rows[:-1]])
+    since = np.arange(end - begin) - np.repeat(new, np.diff(np.r_[new, end - begin]))
+    first = np.flatnonzero(since % _STRIP_ROWS == 0)
+    return np.stack([begin + first, begin + np.r_[first[1:], end - begin], rows[first]], axis=1).astype(np.int64)
+
+
+def _reach(
+    mask: BoolArray, extent: tuple[float, float], shape: tuple[int, int], half: int
 ) -> tuple[int, int, int, int]:
-    """Top, left, bottom and right, in pixels of an image of that shape, of a mask with a margin in tokens."""
+    """Top, left, bottom and right of the part of a guide of that shape outside of which a mask's models are 0.
+
+    That is its enlarged tokens and two windows around them; nothing for an empty mask.
+    """
     box = [0, 0, 0, 0]
     for axis in (0, 1):
         tokens = np.flatnonzero(mask.any(axis=1 - axis))
+        if not tokens.size:
+            return 0, 0, 0, 0
         pixels = shape[axis] / extent[axis]
-        box[axis] = min(shape[axis], max(0, int(np.floor((tokens[0] - margin) * pixels))))
-        box[axis + 2] = min(shape[axis], int(np.ceil((tokens[-1] + 1 + margin) * pixels)))
+        box[axis] = max(0, int(np.floor((tokens[0] - 0.5) * pixels)) - 2 * half - 2)
+        box[axis + 2] = min(shape[axis], int(np.ceil((tokens[-1] + 1.5) * pixels)) + 2 * half + 2)
     return box[0], box[1], box[2], box[3]
