@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import label
 from scipy.sparse import csr_array
 
 from sparsespec._checks import check_grid
 from sparsespec._kernels import cuts as kernels
+from sparsespec._kernels import regions
+from sparsespec._threads import available_cpus
 from sparsespec.spectral import smallest_eigenpairs
 
 BoolArray = npt.NDArray[np.bool_]
 Float64Array = npt.NDArray[np.float64]
+Int64Array = npt.NDArray[np.int64]
 TokenArray = npt.NDArray[np.int32]
 
 # Up to here a region's Fiedler vector comes from a band factorisation inside the kernel; multigrid takes over where the
-# band, tokens x short side of the grid, would no longer fit the caches.
-LARGE_REGION = 16_384
-_EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
+# band, tokens x short side of the grid, would take gigabytes.
+LARGE_REGION = 131_072
+# Up to here one thread follows a region to the last of its parts; the parts of larger ones are shared out anew.
+_WHOLE_UP_TO = 4096
+# So few tokens are cut before a second thread has begun.
+_ALONE_UP_TO = 512
 
 
 @dataclass
@@ -60,11 +66,13 @@ class RegionCutter:
         Residual, relative to the eigenvalue, at which a Fiedler vector is good enough to sweep.
     large_region
         Regions of more tokens are solved by :func:`sparsespec.spectral.smallest_eigenpairs`.
+    threads
+        None takes what the process was granted; the result is the same for any number.
 
     Raises
     ------
     ValueError
-        When the grid doesn't hold N tokens, or a weight isn't positive.
+        When the grid doesn't hold N tokens, or a weight isn't positive and finite.
     """
 
     def __init__(
@@ -74,23 +82,29 @@ class RegionCutter:
         *,
         tolerance: float = 1e-2,
         large_region: int = LARGE_REGION,
+        threads: int | None = None,
     ) -> None:
         n = affinity.shape[0]
         height, width = check_grid(grid, n)
-        if affinity.nnz and not affinity.data.min() > 0:
-            raise ValueError(f"affinity must have positive weights; its smallest is {affinity.data.min()}")
+        graph = csr_array(affinity)
+        if graph.nnz:
+            least, most = graph.data.min(), graph.data.max()
+            if not (least > 0 and most < np.inf):
+                raise ValueError(f"affinity must have positive weights; its smallest is {least}, its largest {most}")
         # The band of the factorisation is as wide as the axis that runs fastest: let it be the short one.
-        order = np.arange(n).reshape(height, width)
-        self._order = order.T.ravel() if width > height else order.ravel()
+        order = np.arange(n, dtype=np.int32).reshape(height, width)
+        self._order = np.ascontiguousarray(order.T if width > height else order).ravel()
         self._rank = np.empty(n, np.int32)
         self._rank[self._order] = np.arange(n, dtype=np.int32)
-        graph = csr_array(affinity)[self._order][:, self._order].tocsr()
-        graph.sort_indices()
-        self._graph = graph
-        self._csr = (graph.indptr.astype(np.int32), graph.indices.astype(np.int32), graph.data.astype(np.float64))
-        self._local = np.full(n, -1, np.int32)
+        indptr, indices, data, self._radius = regions.reorder(
+            graph.indptr, graph.indices, graph.data, self._order, self._rank, width
+        )
+        self._csr = (indptr, indices, data)
+        # Regions get a mark, the exclusive or of these, by which the same are found at once.
+        self._salts = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, max(n, 1), dtype=np.int64)
         self._tolerance = tolerance
         self._large_region = large_region
+        self._threads = threads
         self.grid = (height, width)
         self.record = SolverRecord()
 
@@ -106,41 +120,49 @@ class RegionCutter:
 
     def components(self, tokens: TokenArray) -> list[TokenArray]:
         """Connected parts of a region, each sorted."""
-        ordered, ends = kernels.components(*self._csr[:2], tokens)
-        return np.split(ordered, ends[:-1])
+        ordered, sizes = self._components(tokens)
+        return np.split(ordered, np.cumsum(sizes)[:-1])
+
+    def _components(self, tokens: TokenArray) -> tuple[TokenArray, Int64Array]:
+        inside = np.zeros((1, self._order.size))
+        inside[0, tokens] = 1
+        # With radius 1 edges alone connect.
+        ordered, _, sizes, _ = regions.superlevel_regions(
+            *self._csr[:2], inside, np.zeros(1, np.int64), np.zeros(1), min(self.grid), 1, 1, self._salts
+        )
+        return ordered, sizes
 
     def cut(self, tokens: TokenArray) -> tuple[float, TokenArray, TokenArray]:
-        """Smallest normalised cut found for a connected region, and its two sides."""
+        """Smallest normalised cut found for a connected region, and its two sides, each sorted."""
         self.record.cuts += 1
         if tokens.size > self._large_region:
-            pairs = smallest_eigenpairs(self._graph[tokens][:, tokens], k=min(3, tokens.size))
+            pairs = smallest_eigenpairs(self._part(tokens), k=min(3, tokens.size))
             self.record.iterations += pairs.iterations
             self.record.large += 1
-            residual = float(pairs.residuals.max())
+            self.record.largest_residual = max(self.record.largest_residual, float(pairs.residuals.max()))
             vectors = np.ascontiguousarray(pairs.random_walk_vectors()[:, 1:].T)
-            value, order, position = kernels.sweep_region(*self._csr, tokens, self._local, vectors)
-        else:
-            value, order, position, _, residual, ran = kernels.cut_region(
-                *self._csr, tokens, self._local, self._tolerance
-            )
-            self.record.iterations += int(ran)
-        self.record.largest_residual = max(self.record.largest_residual, float(residual))
-        return float(value), np.sort(tokens[order[:position]]), np.sort(tokens[order[position:]])
+            value, side = kernels.sweep_region(*self._csr, tokens, vectors)
+            return float(value), tokens[side], tokens[~side]
+        ordered, forest = tokens.copy(), _Forest.of_roots(np.array([tokens.size]))
+        _, iterations, residual = self._split(ordered, forest, forest.roots, 0, np.inf)
+        self.record.iterations += iterations
+        self.record.largest_residual = max(self.record.largest_residual, residual)
+        left = forest.lefts[0]
+        return float(forest.cuts[0]), np.sort(ordered[:left]), np.sort(ordered[left:])
 
     def fiedler_value(self, tokens: TokenArray) -> tuple[float, float]:
         """Second smallest eigenvalue of a region's Laplacian, and its residual: how firmly the region hangs together.
 
         0 for a region in several parts; for a single token, which nothing can divide, 2, the largest there is.
         """
-        if tokens.size < 2:
-            return 2.0, 0.0
-        if len(self.components(tokens)) > 1:
+        if tokens.size > 1 and len(self.components(tokens)) > 1:
             return 0.0, 0.0
         if tokens.size > self._large_region:
-            pairs = smallest_eigenpairs(self._graph[tokens][:, tokens], k=2)
+            pairs = smallest_eigenpairs(self._part(tokens), k=2)
             return float(pairs.values[1]), float(pairs.residuals[1])
-        _, _, _, value, residual, _ = kernels.cut_region(*self._csr, tokens, self._local, self._tolerance)
-        return float(value), float(residual)
+        forest = _Forest.of_roots(np.array([tokens.size]))
+        _, _, residual = self._split(tokens.copy(), forest, forest.roots, 0, -np.inf)
+        return float(forest.values[0]), residual
 
     def tree(
         self, tokens: TokenArray, largest_cut: float, birth: float = 0.0
@@ -152,28 +174,168 @@ class RegionCutter:
         tokens, birth, cut
             The region is part of the partition at threshold t if birth <= t < cut.
         """
-        if tokens.size > self._large_region:
-            # A stack of our own: where cuts peel off a little at a time, the interpreter's would overflow.
-            pending = [(part, birth) for part in reversed(self.components(tokens))]
-            while pending:
-                region, region_birth = pending.pop()
-                if region.size <= self._large_region:
-                    yield from self.tree(region, largest_cut, region_birth)
-                    continue
-                value, *sides = self.cut(region)
-                yield region, region_birth, value
-                if value <= largest_cut:
-                    parts = [part for side in sides for part in self.components(side)]
-                    pending.extend((part, max(region_birth, value)) for part in reversed(parts))
-            return
-        runs, starts, ends, births, values, residual, iterations = kernels.split_tree(
-            *self._csr, tokens, birth, largest_cut, self._tolerance
+        arena, sizes = self._components(tokens)
+        forest = self._grow(arena, sizes, largest_cut, birth)
+        for node in np.flatnonzero(forest.sizes):
+            start = forest.starts[node]
+            region = np.sort(arena[start : start + forest.sizes[node]])
+            yield region, float(forest.births[node]), float(forest.cuts[node])
+
+    def count_regions(
+        self, maps: Sequence[Float64Array], thresholds: Sequence[Float64Array], levels: Float64Array, min_tokens: int
+    ) -> tuple[TokenArray, Int64Array, Int64Array]:
+        """Regions of all partitions of where maps are above their thresholds, each once; see :func:`propose`.
+
+        Parameters
+        ----------
+        maps
+            (N,) arrays.
+        thresholds
+            For each map.
+        levels
+            Largest cuts that are made, ascending.
+        min_tokens
+            Smaller regions are left out.
+
+        Returns
+        -------
+        tokens, ends, multiplicity
+            As in :class:`Candidates`.
+        """
+        values = np.take(np.array(maps, np.float64).reshape(len(maps), -1), self._order, axis=1)
+        which = np.repeat(np.arange(len(maps)), [t.size for t in thresholds])
+        flat = np.concatenate([np.empty(0), *thresholds])
+        arena, _, sizes, times = regions.superlevel_regions(
+            *self._csr[:2], values, which, flat, min(self.grid), self._radius, min_tokens, self._salts
         )
-        self.record.cuts += starts.size
-        self.record.iterations += int(iterations)
-        self.record.largest_residual = max(self.record.largest_residual, float(residual))
-        for start, end, region_birth, value in zip(starts, ends, births, values, strict=True):
-            yield np.sort(runs[start:end]), float(region_birth), float(value)
+        largest_cut = float(levels[-1])
+        forest = self._grow(arena, sizes, largest_cut)
+        found: tuple[TokenArray, Int64Array, Int64Array] = regions.collect_nodes(
+            arena, forest.roots, times, forest.starts, forest.sizes, forest.births, forest.cuts, forest.hashes,
+            largest_cut, levels, min_tokens, self._order,
+        )  # fmt: skip
+        return found
+
+    def _part(self, tokens: TokenArray) -> csr_array:
+        """Affinity within a region."""
+        indptr, indices, data = self._csr
+        return csr_array((data, indices, indptr), shape=(indptr.size - 1,) * 2)[tokens][:, tokens]
+
+    def _grow(self, arena: TokenArray, sizes: Int64Array, largest_cut: float, birth: float = 0.0) -> _Forest:
+        """Cut connected regions that lie one after the other in the arena recursively; reorders the arena."""
+        forest = _Forest.of_roots(sizes, birth)
+        whole_up_to = min(_WHOLE_UP_TO, self._large_region)
+        waiting = forest.roots
+        while waiting.size:
+            many = forest.sizes[waiting]
+            for node in waiting[many > self._large_region]:
+                self._cut_large(arena, forest, int(node), largest_cut)
+            made, iterations, residual = self._split(
+                arena, forest, waiting[many <= self._large_region], whole_up_to, largest_cut
+            )
+            self.record.cuts += made
+            self.record.iterations += iterations
+            self.record.largest_residual = max(self.record.largest_residual, residual)
+            waiting = forest.parts_of(waiting[many > whole_up_to], largest_cut)
+        return forest
+
+    def _split(
+        self, arena: TokenArray, forest: _Forest, tasks: Int64Array, whole_up_to: int, largest_cut: float
+    ) -> tuple[int, int, float]:
+        """Cut nodes on several threads; returns how many there were, the iterations, and the largest residual."""
+        if not tasks.size:
+            return 0, 0, 0.0
+        sizes = forest.sizes[tasks]
+        workers = min(self._threads or available_cpus(), tasks.size) if sizes.sum() > _ALONE_UP_TO else 1
+        # The most work first, dealt out to and fro.
+        tasks = tasks[np.argsort(-sizes, kind="stable")]
+        place = np.arange(tasks.size) % (2 * workers)
+        dealt = np.minimum(place, 2 * workers - 1 - place)
+        cosines = np.cos(2.3 * np.arange(sizes.max()) + 0.7)
+
+        def work(worker: int) -> tuple[int, int, float]:
+            made: tuple[int, int, float] = kernels.split_nodes(
+                *self._csr, self._salts, arena, tasks[dealt == worker], whole_up_to, float(largest_cut),
+                self._tolerance, cosines, forest.starts, forest.sizes, forest.births, forest.cuts, forest.values,
+                forest.lefts, forest.hashes,
+            )  # fmt: skip
+            return made
+
+        if workers == 1:
+            done = [work(0)]
+        else:
+            # The kernel lets go of the interpreter lock; these threads need none of Numba's.
+            with ThreadPoolExecutor(workers - 1) as pool:
+                others = [pool.submit(work, worker) for worker in range(1, workers)]
+                done = [work(0), *(other.result() for other in others)]
+        made, iterations, residuals = zip(*done, strict=True)
+        return sum(made), sum(iterations), max(residuals)
+
+    def _cut_large(self, arena: TokenArray, forest: _Forest, node: int, largest_cut: float) -> None:
+        start, size = int(forest.starts[node]), int(forest.sizes[node])
+        region = arena[start : start + size].copy()
+        value, *sides = self.cut(region)
+        forest.cuts[node] = value
+        forest.hashes[node] = np.bitwise_xor.reduce(self._salts[region])
+        if value <= largest_cut:
+            parts = [part for side in sides for part in self.components(side)]
+            arena[start : start + size] = np.concatenate(parts)
+            forest.divide(node, np.array([part.size for part in parts]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Forest:
+    """Nodes of trees of regions, laid out as :func:`sparsespec._kernels.cuts.split_nodes` says; unused: size 0.
+
+    Each is a run of an arena of tokens, which cuts reorder, with the thresholds of its birth and of its cut.
+    """
+
+    roots: Int64Array
+    starts: Int64Array
+    sizes: Int64Array
+    births: Float64Array
+    cuts: Float64Array
+    values: Float64Array
+    lefts: Int64Array
+    hashes: Int64Array
+
+    @classmethod
+    def of_roots(cls, sizes: Int64Array, birth: float = 0.0) -> _Forest:
+        places = int(2 * sizes.sum() - sizes.size)
+        roots = np.cumsum(2 * sizes - 1) - (2 * sizes - 1)
+        forest = cls(
+            roots,
+            np.empty(places, np.int64),
+            np.zeros(places, np.int64),
+            np.empty(places),
+            np.empty(places),
+            np.empty(places),
+            np.empty(places, np.int64),
+            np.empty(places, np.int64),
+        )
+        forest.starts[roots] = np.cumsum(sizes) - sizes
+        forest.sizes[roots] = sizes
+        forest.births[roots] = birth
+        return forest
+
+    def divide(self, node: int, sizes: Int64Array) -> None:
+        """Make nodes of the parts of a node, which lie in its run in this order."""
+        places = node + 1 + np.cumsum(2 * sizes - 1) - (2 * sizes - 1)
+        self.starts[places] = self.starts[node] + np.cumsum(sizes) - sizes
+        self.sizes[places] = sizes
+        self.births[places] = max(self.births[node], self.cuts[node])
+
+    def parts_of(self, nodes: Int64Array, largest_cut: float) -> Int64Array:
+        """Nodes directly below those of the given ones that were cut."""
+        parts: list[int] = []
+        for node in nodes[(self.sizes[nodes] > 1) & (self.cuts[nodes] <= largest_cut)]:
+            place, end = int(node) + 1, int(self.starts[node] + self.sizes[node])
+            while True:
+                parts.append(place)
+                if self.starts[place] + self.sizes[place] == end:
+                    break
+                place += 2 * int(self.sizes[place]) - 1
+        return np.array(parts, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,17 +344,39 @@ class Candidates:
 
     Attributes
     ----------
-    masks
-        (m, N) bool, no two rows equal.
+    tokens
+        int32, the tokens of the regions, one region after the other.
+    ends
+        (m,) int64: where each region's tokens end.
     multiplicity
         (m,) int64: in how many partitions the region occurred.
     partitions
         How many there were.
+    n_tokens
+        N, of the image.
     """
 
-    masks: BoolArray
-    multiplicity: npt.NDArray[np.int64]
+    tokens: TokenArray
+    ends: Int64Array
+    multiplicity: Int64Array
     partitions: int
+    n_tokens: int
+
+    @classmethod
+    def from_masks(cls, masks: BoolArray, multiplicity: npt.ArrayLike, partitions: int) -> Candidates:
+        """Candidates from (m, N) bool masks."""
+        tokens, ends = _tokens_of_masks(masks)
+        return cls(tokens, ends, np.asarray(multiplicity, np.int64), partitions, masks.shape[1])
+
+    def __len__(self) -> int:
+        return self.ends.size
+
+    @property
+    def masks(self) -> BoolArray:
+        """(m, N) bool: made when asked for, as they take far more room than the lists of tokens."""
+        masks = np.zeros((len(self), self.n_tokens), bool)
+        masks[np.repeat(np.arange(len(self)), np.diff(self.ends, prepend=0)), self.tokens] = True
+        return masks
 
     def votes(self, masks: BoolArray) -> Float64Array:
         """Summed IoU of each mask with all regions of all partitions, per partition.
@@ -207,15 +391,22 @@ class Candidates:
         (n,) float64 array in [0, 1]
             1 for a region that every partition holds.
         """
-        if not self.multiplicity.size:
-            return np.zeros(len(masks))
-        # Most regions have nothing in common: sparse, this takes seconds less on grids of ten thousand tokens.
-        shared = (csr_array(masks, dtype=np.float32) @ csr_array(self.masks, dtype=np.float32).T).tocoo()
-        sizes, region_sizes = masks.sum(axis=1), self.masks.sum(axis=1)
-        row, column = shared.coords
-        overlap = shared.data / (sizes[row] + region_sizes[column] - shared.data.astype(np.float64))
-        votes = np.bincount(row, overlap * self.multiplicity[column], minlength=len(masks))
-        return np.asarray(np.clip(votes / max(self.partitions, 1), 0, 1))
+        return self._votes(*_tokens_of_masks(masks))
+
+    def own_votes(self) -> Float64Array:
+        """(m,) votes of the regions themselves."""
+        return self._votes(self.tokens, self.ends)
+
+    def _votes(self, tokens: TokenArray, ends: Int64Array) -> Float64Array:
+        summed = regions.summed_overlap(self.tokens, self.ends, self.multiplicity, tokens, ends, self.n_tokens)
+        return np.asarray(np.clip(summed / max(self.partitions, 1), 0, 1))
+
+
+def _tokens_of_masks(masks: BoolArray) -> tuple[TokenArray, Int64Array]:
+    masks = np.asarray(masks, bool)
+    tokens = [np.flatnonzero(mask) for mask in masks]
+    ends = np.cumsum([len(t) for t in tokens], dtype=np.int64)
+    return np.concatenate([np.empty(0, np.int32), *tokens]).astype(np.int32), ends
 
 
 def propose(
@@ -249,32 +440,11 @@ def propose(
     Candidates
     """
     levels = np.sort(np.asarray(cut_thresholds, dtype=np.float64))
-    found: dict[bytes, int] = {}
-    trees: dict[bytes, list[tuple[bytes, int]]] = {}
-    partitions = 0
-    for values, thresholds in maps:
-        for threshold in thresholds:
-            partitions += levels.size
-            parts, count = label((np.asarray(values) > threshold).reshape(cutter.grid), _EIGHT_NEIGHBOURS)
-            for part in range(1, count + 1):
-                region = cutter.tokens_of(parts.ravel() == part)
-                if region.size < min_tokens:
-                    continue
-                key = region.tobytes()
-                if key not in trees:
-                    trees[key] = [
-                        (tokens.tobytes(), int(np.count_nonzero((birth <= levels) & (levels < cut))))
-                        for tokens, birth, cut in cutter.tree(region, float(levels[-1]))
-                        if tokens.size >= min_tokens
-                    ]
-                for region_key, times in trees[key]:
-                    if times:
-                        found[region_key] = found.get(region_key, 0) + times
-    masks = [cutter.mask_of(np.frombuffer(key, np.int32)) for key in found]
-    n_tokens = cutter.grid[0] * cutter.grid[1]
-    return Candidates(
-        np.array(masks, bool).reshape(-1, n_tokens), np.fromiter(found.values(), np.int64, len(found)), partitions
-    )
+    values = [np.asarray(v, dtype=np.float64).ravel() for v, _ in maps]
+    thresholds = [np.asarray(t, dtype=np.float64).ravel() for _, t in maps]
+    tokens, ends, multiplicity = cutter.count_regions(values, thresholds, levels, min_tokens)
+    partitions = levels.size * sum(t.size for t in thresholds)
+    return Candidates(tokens, ends, multiplicity, partitions, cutter.grid[0] * cutter.grid[1])
 
 
 def select(
@@ -302,18 +472,15 @@ def select(
     (n, N) bool array
         Disjoint masks, by falling votes.
     """
-    n_tokens = candidates.masks.shape[1]
-    free = np.ones(n_tokens, bool)
-    votes = candidates.votes(candidates.masks)
-    masks: list[BoolArray] = []
-    for row in np.argsort(-votes, kind="stable"):
-        if len(masks) == n_instances or (n_instances is None and votes[row] < min_votes):
-            break
-        mask = candidates.masks[row]
-        if np.count_nonzero(mask & free) >= min_free * np.count_nonzero(mask):
-            masks.append(mask & free)
-            free &= ~mask
-    return np.array(masks, bool).reshape(-1, n_tokens)
+    votes = candidates.own_votes()
+    sequence = np.argsort(-votes, kind="stable")
+    wanted = -1 if n_instances is None else n_instances
+    if n_instances is None:
+        sequence = sequence[votes[sequence] >= min_votes]
+    owner, count = regions.take_free(
+        candidates.tokens, candidates.ends, sequence, float(min_free), wanted, candidates.n_tokens
+    )
+    return np.asarray(owner == np.arange(count)[:, None], bool).reshape(-1, candidates.n_tokens)
 
 
 def split_until(masks: BoolArray, n_instances: int, cutter: RegionCutter) -> BoolArray:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsespec._kernels.guided import average_models, claim_pixels, fit_models, guide_statistics, reduce_rows
-from sparsespec._kernels.regions import (
+from sparsespec._kernels.runs import (
     add_sizes,
     find_runs,
     join_runs,

@@ -8,6 +8,7 @@ import pytest
 from scipy.ndimage import label
 from scipy.sparse import csr_array
 
+from sparsespec import instances
 from sparsespec.affinity import grid_edges
 from sparsespec.instances import Candidates, RegionCutter, propose, select, split_until
 from tests.reference import cuts as reference
@@ -203,7 +204,7 @@ def test_components_are_those_of_the_grid() -> None:
     assert parts == {frozenset({0, 6}), frozenset({3, 4}), frozenset({13})}
 
 
-@pytest.mark.parametrize("bad", [0.0, -0.5, np.nan])
+@pytest.mark.parametrize("bad", [0.0, -0.5, np.nan, np.inf])
 def test_weights_that_are_not_positive(bad: float) -> None:
     graph = csr_array(grid_graph((3, 4)))
     graph.data[5] = bad
@@ -224,6 +225,87 @@ def test_the_callers_graph_stays_as_it_was() -> None:
     cutter.cut(cutter.tokens_of(np.ones(24, bool)))
     for name in ("data", "indices", "indptr"):
         assert np.array_equal(getattr(graph, name), getattr(before, name))
+
+
+@pytest.mark.parametrize("grid", [(24, 30), (30, 24)])
+def test_any_number_of_threads_gives_the_same_bytes(grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = csr_array(grid_graph(grid, 7))
+    maps = some_maps(grid[0] * grid[1], 7)
+    found = []
+    # Parts of more than this are shared out anew, and so few tokens are left to one thread otherwise.
+    for threads, whole, alone in ((1, 4096, 512), (2, 4096, 0), (4, 4096, 0), (1, 30, 0), (2, 30, 0), (4, 2, 0)):
+        monkeypatch.setattr(instances, "_WHOLE_UP_TO", whole)
+        monkeypatch.setattr(instances, "_ALONE_UP_TO", alone)
+        cutter = RegionCutter(weights, grid, threads=threads)
+        candidates = propose(maps, cutter, cut_thresholds=[0.1, 0.3])
+        found.append((candidates, cutter.record, select(candidates, min_votes=0.1)))
+    assert len(found[0][0]) > 50
+    for candidates, record, chosen in found[1:]:
+        assert candidates.tokens.tobytes() == found[0][0].tokens.tobytes()
+        assert candidates.ends.tobytes() == found[0][0].ends.tobytes()
+        assert candidates.multiplicity.tobytes() == found[0][0].multiplicity.tobytes()
+        assert candidates.own_votes().tobytes() == found[0][0].own_votes().tobytes()
+        assert record == found[0][1]
+        assert np.array_equal(chosen, found[0][2])
+
+
+def test_regions_that_several_thresholds_share_are_cut_once() -> None:
+    grid = (8, 9)
+    values = np.random.default_rng(0).standard_normal(72)
+    once, thrice = (cutter_of(grid_graph(grid, 2), grid) for _ in range(2))
+    one = propose([(values, [0.0])], once, cut_thresholds=[0.4])
+    three = propose([(values, [0.0, 0.0]), (values.copy(), [0.0])], thrice, cut_thresholds=[0.4])
+    assert thrice.record == once.record
+    assert once.record.cuts > 3
+    assert as_counter(three) == {region: 3 * times for region, times in as_counter(one).items()}
+    assert three.partitions == 3
+
+
+@pytest.mark.parametrize("grid", [(4, 9), (9, 4)])
+def test_marks_that_coincide_dont_make_regions_the_same(grid: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, maps = grid_graph(grid, 3), some_maps(36, 3)
+    expected = propose(maps, cutter_of(weights, grid), cut_thresholds=[0.3, 0.8])
+    cutter = cutter_of(weights, grid)
+    monkeypatch.setattr(cutter, "_salts", np.zeros(36, np.int64))
+    found = propose(maps, cutter, cut_thresholds=[0.3, 0.8])
+    assert as_counter(found) == as_counter(expected)
+    assert len({int(mask.sum()) for mask in found.masks}) < len(found)
+
+
+def test_edges_beyond_the_neighbouring_tokens_dont_join_parts_of_the_foreground() -> None:
+    grid = (6, 7)
+    flat = np.arange(42)
+    apart = np.maximum(
+        np.abs(flat[:, None] // 7 - flat // 7), np.abs(flat[:, None] % 7 - flat % 7)
+    )  # Chebyshev distance on the grid
+    weights = np.where((apart > 0) & (apart <= 2), 1.0, 0.0)
+    values = np.zeros(42)
+    values[flat % 7 != 3] = 1
+    found = propose([(values, [0.5])], cutter_of(weights, grid), cut_thresholds=[1e-6])
+    assert as_counter(found) == {
+        frozenset(flat[flat % 7 < 3].tolist()): 1,
+        frozenset(flat[flat % 7 > 3].tolist()): 1,
+    }
+
+
+def test_a_graph_in_read_only_arrays() -> None:
+    graph = csr_array(grid_graph((5, 6)))
+    for part in (graph.data, graph.indices, graph.indptr):
+        part.flags.writeable = False
+    values = np.random.default_rng(0).standard_normal(30)
+    values.flags.writeable = False
+    cutter = RegionCutter(graph, (5, 6))
+    found = propose([(values, (0.0,))], cutter, cut_thresholds=[0.3])
+    masks = found.masks
+    masks.flags.writeable = False
+    assert found.votes(masks).tolist() == pytest.approx(found.own_votes().tolist())
+
+
+def test_maps_with_nan_are_background_there() -> None:
+    values = np.ones(12)
+    values[[0, 1, 4, 5]] = np.nan
+    found = propose([(values, [0.0])], cutter_of(grid_graph((3, 4)), (3, 4)), cut_thresholds=[0.0])
+    assert as_counter(found) == {frozenset({2, 3, 6, 7, 8, 9, 10, 11}): 1}
 
 
 # Proposals
@@ -308,7 +390,7 @@ def test_a_picture_on_its_side_has_the_same_regions_on_their_side() -> None:
     found = propose(maps, cutter_of(weights, grid), cut_thresholds=[0.3, 0.6])
     other = propose(turned, cutter_of(transposed(weights, grid), grid[::-1]), cut_thresholds=[0.3, 0.6])
     other_masks = other.masks.reshape(-1, 8, 5).transpose(0, 2, 1).reshape(-1, 40)
-    assert as_counter(found) == as_counter(Candidates(other_masks, other.multiplicity, other.partitions))
+    assert as_counter(found) == as_counter(Candidates.from_masks(other_masks, other.multiplicity, other.partitions))
     np.testing.assert_allclose(np.sort(found.votes(found.masks)), np.sort(other.votes(other.masks)), rtol=1e-12)
 
 
@@ -338,7 +420,7 @@ def test_single_token_image() -> None:
 
 def test_votes_are_the_mean_over_partitions_of_summed_overlap() -> None:
     rng = np.random.default_rng(5)
-    candidates = Candidates(rng.random((9, 30)) < 0.3, rng.integers(1, 4, 9), 25)
+    candidates = Candidates.from_masks(rng.random((9, 30)) < 0.3, rng.integers(1, 4, 9), 25)
     masks = rng.random((4, 30)) < 0.4
     masks[3] = False
     expected = [
@@ -356,7 +438,7 @@ def test_votes_are_the_mean_over_partitions_of_summed_overlap() -> None:
 
 def test_a_region_of_every_partition_has_all_the_votes() -> None:
     masks = np.eye(2, 6, dtype=bool)
-    found = Candidates(masks, np.array([7, 3]), 7).votes(masks)
+    found = Candidates.from_masks(masks, np.array([7, 3]), 7).votes(masks)
     np.testing.assert_allclose(found, [1, 3 / 7])
 
 
@@ -368,7 +450,7 @@ def spans(*ends: tuple[int, int]) -> np.ndarray:
 
 
 def test_regions_are_taken_by_falling_votes_and_lose_what_is_taken() -> None:
-    candidates = Candidates(spans((9, 20), (0, 10), (4, 8)), np.array([6, 8, 1]), 10)
+    candidates = Candidates.from_masks(spans((9, 20), (0, 10), (4, 8)), np.array([6, 8, 1]), 10)
     votes = candidates.votes(candidates.masks)
     assert np.argsort(-votes).tolist() == [1, 0, 2]
     chosen = select(candidates, min_votes=0.5)
@@ -380,12 +462,12 @@ def test_regions_are_taken_by_falling_votes_and_lose_what_is_taken() -> None:
 
 @pytest.mark.parametrize(("min_free", "count"), [(0.9, 2), (0.91, 1), (0.0, 2)])
 def test_regions_must_be_mostly_free(min_free: float, count: int) -> None:
-    candidates = Candidates(spans((0, 10), (9, 19)), np.array([9, 8]), 10)
+    candidates = Candidates.from_masks(spans((0, 10), (9, 19)), np.array([9, 8]), 10)
     assert len(select(candidates, min_free=min_free)) == count
 
 
 def test_a_count_takes_regions_whatever_their_votes() -> None:
-    candidates = Candidates(spans((0, 10), (10, 15), (15, 20), (0, 5)), np.array([9, 2, 1, 1]), 10)
+    candidates = Candidates.from_masks(spans((0, 10), (10, 15), (15, 20), (0, 5)), np.array([9, 2, 1, 1]), 10)
     assert len(select(candidates)) == 1
     for count in (1, 2, 3):
         assert np.array_equal(select(candidates, n_instances=count), candidates.masks[:count])

@@ -1,178 +1,248 @@
-"""Connected regions of label maps, from runs: stretches of one label in a row of pixels."""
+"""Regions of a token grid as lists of tokens: where they come from, which are the same, and how much they share."""
 
 from __future__ import annotations
 
+import numpy as np
+
 from sparsespec._kernels._compile import kernel
+from sparsespec._kernels.cuts import find, join
+
+# Chains of a hash table: regions are thousands at most.
+_CHAINS = 4096
 
 
 @kernel()
-def find_runs(labels, begin, end, first_run, starts, values):
-    # (h, w) int, int64 (h + 1,), int32 (runs,), int (runs,) -> first_run, or starts and values, in place
-    """Where the runs of rows `begin` to `end` begin and what they hold; with no room in `starts`, how many there are.
+def reorder(indptr, indices, data, order, rank, width):
+    # int[:], int[:], float[:] of a CSR matrix, int32[N] new to old, int32[N] old to new, int -> CSR arrays, int
+    """Renumber the tokens of a graph, rows sorted; also how far apart on the grid neighbours lie."""
+    n = order.size
+    new_indptr, new_indices = np.empty(n + 1, np.int32), np.empty(indices.size, np.int32)
+    new_data = np.empty(indices.size)
+    filled, radius = 0, 0
+    for i in range(n):
+        new_indptr[i] = filled
+        old = order[i]
+        for e in range(indptr[old], indptr[old + 1]):
+            j, weight = rank[indices[e]], data[e]
+            radius = max(radius, abs(old // width - indices[e] // width), abs(old % width - indices[e] % width))
+            at = filled
+            while at > new_indptr[i] and new_indices[at - 1] > j:
+                new_indices[at], new_data[at] = new_indices[at - 1], new_data[at - 1]
+                at -= 1
+            new_indices[at], new_data[at] = j, weight
+            filled += 1
+    new_indptr[n] = filled
+    return new_indptr, new_indices, new_data, radius
 
-    `first_run[y]` is the number of runs in the rows before y; when counting, that of the runs in row y - 1.
+
+@kernel()
+def superlevel_regions(indptr, indices, values, which, thresholds, short, radius, min_tokens, salts):
+    # graph, float64[M, N], int64[P], float64[P], int, int, int, int64[N] -> int32[:], int64[:], int64[:], int64[:]
+    """Connected parts of where each map is above each of its thresholds, each different one once.
+
+    Connected means by edges of the graph, and on the grid, where diagonal neighbours touch. Tokens are numbered along
+    the short side of the grid first. Returns the tokens of all regions, sorted in each, where each starts, its size,
+    and how often it occurred.
     """
-    width = labels.shape[1]
-    for y in range(begin, end):
-        row = labels[y]
-        if starts.size == 0:
-            count = 1
-            for x in range(1, width):
-                count += row[x] != row[x - 1]
-            first_run[y + 1] = count
-        else:
-            run = first_run[y]
-            starts[run] = 0
-            values[run] = row[0]
-            for x in range(1, width):
-                if row[x] != row[x - 1]:
-                    run += 1
-                    starts[run] = x
-                    values[run] = row[x]
+    n = indptr.size - 1
+    parent, area, label = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
+    above = np.empty(n, np.bool_)
+    begin, ends = np.empty(n + 1, np.int64), np.empty(n + 1, np.int64)
+    ordered = np.empty(n, np.int32)
+    marks = np.empty(n, np.int64)
+    # As many as there can be: what isn't written takes no memory.
+    arena = np.empty(which.size * n, np.int32)
+    starts, sizes, times, keys, following = np.empty((5, which.size * n), np.int64)
+    chains = np.full(_CHAINS, -1, np.int64)
+    regions, filled = 0, 0
+    for p in range(which.size):
+        for i in range(n):
+            above[i] = values[which[p], i] > thresholds[p]
+            parent[i] = i
+        if radius > 1:
+            for i in range(n):
+                if above[i]:
+                    column = i % short
+                    if column > 0 and above[i - 1]:
+                        join(parent, i, i - 1)
+                    for j in range(i - short - (column > 0), i - short + 1 + (column < short - 1)):
+                        if j >= 0 and above[j]:
+                            join(parent, i, j)
+        for i in range(n):
+            area[i] = find(parent, i) if radius > 1 else 0
+        for i in range(n):
+            parent[i] = i
+        for i in range(n):
+            if above[i]:
+                for e in range(indptr[i], indptr[i + 1]):
+                    j = np.int64(indices[e])
+                    if j >= i:
+                        break
+                    if above[j] and area[j] == area[i]:
+                        join(parent, i, j)
+        count = 0
+        for i in range(n):
+            if above[i]:
+                root = find(parent, i)
+                if root == i:
+                    label[i] = count
+                    ends[count] = 0
+                    marks[count] = 0
+                    count += 1
+                label[i] = label[root]
+                ends[label[i]] += 1
+                marks[label[i]] ^= salts[i]
+        total = 0
+        for c in range(count):
+            begin[c] = total
+            total += ends[c]
+            ends[c] = begin[c]
+        for i in range(n):
+            if above[i]:
+                ordered[ends[label[i]]] = i
+                ends[label[i]] += 1
+        for c in range(count):
+            size = ends[c] - begin[c]
+            if size < min_tokens:
+                continue
+            chain = marks[c] & (_CHAINS - 1)
+            known = chains[chain]
+            while known >= 0:
+                if keys[known] == marks[c] and sizes[known] == size:
+                    same = 0
+                    while same < size and arena[starts[known] + same] == ordered[begin[c] + same]:
+                        same += 1
+                    if same == size:
+                        break
+                known = following[known]
+            if known >= 0:
+                times[known] += 1
+                continue
+            following[regions], chains[chain] = chains[chain], regions
+            starts[regions], sizes[regions], times[regions], keys[regions] = filled, size, 1, marks[c]
+            for i in range(size):
+                arena[filled + i] = ordered[begin[c] + i]
+            filled += size
+            regions += 1
+    return arena[:filled], starts[:regions], sizes[:regions], times[:regions]
 
 
 @kernel()
-def _root(parent, run):
-    while parent[run] != run:
-        parent[run] = parent[parent[run]]
-        run = parent[run]
-    return run
+def collect_nodes(
+    arena, roots, times, starts, sizes, births, cuts, hashes, largest_cut, levels, min_tokens, order
+):  # fmt: skip
+    # int32[:], int64[:], int64[:], node arrays, float, float64[:], int, int32[N] -> int32[:], int64[:], int64[:]
+    """Regions that are part of some partition, each different one once: tokens, where each ends, in how many."""
+    stamp = np.zeros(order.size, np.int64)
+    chains, following = np.full(_CHAINS, -1, np.int64), np.empty(sizes.size, np.int64)
+    chosen, count = np.empty(sizes.size, np.int64), np.empty(sizes.size, np.int64)
+    regions, total, serial = 0, 0, 0
+    for r in range(roots.size):
+        node, end = roots[r], roots[r] + 2 * sizes[roots[r]] - 1
+        while node < end:
+            size = sizes[node]
+            if size == 0:
+                node += 1
+                continue
+            this = node
+            node += 1 if size > 1 and cuts[node] <= largest_cut else 2 * size - 1
+            if size < min_tokens:
+                continue
+            held = 0
+            for level in levels:
+                if births[this] <= level and level < cuts[this]:
+                    held += times[r]
+            if held == 0:
+                continue
+            chain = hashes[this] & (_CHAINS - 1)
+            known, stamped = chains[chain], False
+            while known >= 0:
+                other = chosen[known]
+                if hashes[other] == hashes[this] and sizes[other] == size:
+                    if not stamped:
+                        serial += 1
+                        for i in range(size):
+                            stamp[arena[starts[this] + i]] = serial
+                        stamped = True
+                    same = 0
+                    while same < size and stamp[arena[starts[other] + same]] == serial:
+                        same += 1
+                    if same == size:
+                        break
+                known = following[known]
+            if known >= 0:
+                count[known] += held
+                continue
+            following[regions], chains[chain] = chains[chain], regions
+            chosen[regions], count[regions] = this, held
+            regions += 1
+            total += size
+    tokens, ends = np.empty(total, np.int32), np.empty(regions, np.int64)
+    filled = 0
+    for region in range(regions):
+        start = starts[chosen[region]]
+        for i in range(sizes[chosen[region]]):
+            tokens[filled] = order[arena[start + i]]
+            filled += 1
+        ends[region] = filled
+    return tokens, ends, count[:regions]
 
 
 @kernel()
-def join_runs(first_run, starts, values, width, region):
-    # int64 (h + 1,), int32 (runs,), int (runs,) -> int32 (runs,)
-    """Number the 4-connected regions of one label by their first pixels; return how many."""
-    runs = starts.size
-    parent = region
-    for run in range(runs):
-        parent[run] = run
-    for y in range(1, first_run.size - 1):
-        upper, lower = first_run[y - 1], first_run[y]
-        while upper < first_run[y] and lower < first_run[y + 1]:
-            if values[upper] == values[lower]:
-                # The smaller root is the run whose first pixel comes first.
-                one, other = _root(parent, upper), _root(parent, lower)
-                if one < other:
-                    parent[other] = one
-                else:
-                    parent[one] = other
-            upper_end = starts[upper + 1] if upper + 1 < first_run[y] else width
-            lower_end = starts[lower + 1] if lower + 1 < first_run[y + 1] else width
-            if upper_end <= lower_end:
-                upper += 1
-            if lower_end <= upper_end:
-                lower += 1
+def summed_overlap(tokens, ends, times, asked, asked_ends, n_tokens):
+    # int32[:], int64[:], int64[:], int32[:], int64[:], int -> float64[:]
+    """Sum over all regions of the intersection over union with each region asked about, times `times`."""
+    # Which regions each token is in.
+    bounds = np.zeros(n_tokens + 1, np.int64)
+    for token in tokens:
+        bounds[token + 1] += 1
+    for token in range(n_tokens):
+        bounds[token + 1] += bounds[token]
+    members, filled = np.empty(tokens.size, np.int32), bounds[:-1].copy()
+    start = 0
+    for region in range(ends.size):
+        for i in range(start, ends[region]):
+            members[filled[tokens[i]]] = region
+            filled[tokens[i]] += 1
+        start = ends[region]
+
+    out = np.zeros(asked_ends.size)
+    shared, met = np.zeros(ends.size, np.int64), np.empty(ends.size, np.int64)
+    begin = 0
+    for row in range(asked_ends.size):
+        size, known = asked_ends[row] - begin, 0
+        for i in range(begin, asked_ends[row]):
+            for e in range(bounds[asked[i]], bounds[asked[i] + 1]):
+                region = members[e]
+                if shared[region] == 0:
+                    met[known] = region
+                    known += 1
+                shared[region] += 1
+        begin = asked_ends[row]
+        for k in range(known):
+            region = met[k]
+            other = ends[region] - (ends[region - 1] if region > 0 else 0)
+            out[row] += shared[region] / (size + other - shared[region]) * times[region]
+            shared[region] = 0
+    return out
+
+
+@kernel()
+def take_free(tokens, ends, sequence, min_free, wanted, n_tokens):
+    # int32[:], int64[:], int64[:], float, int, int -> int32[N], int
+    """Give regions in sequence what is free of them, if it is most of them; which has each token, -1 for none."""
+    owner = np.full(n_tokens, -1, np.int32)
     count = 0
-    for run in range(runs):
-        # Parents come before their children, so that theirs are region numbers already.
-        if parent[run] == run:
-            region[run] = count
+    for region in sequence:
+        if count == wanted:
+            break
+        start = ends[region - 1] if region > 0 else 0
+        free = 0
+        for i in range(start, ends[region]):
+            free += owner[tokens[i]] < 0
+        if free >= min_free * (ends[region] - start):
+            for i in range(start, ends[region]):
+                if owner[tokens[i]] < 0:
+                    owner[tokens[i]] = count
             count += 1
-        else:
-            region[run] = region[parent[run]]
-    return count
-
-
-@kernel()
-def add_sizes(first_run, starts, width, region, sizes):
-    # ..., int32 (runs,) -> int64 (regions,), zeros before
-    """Count the pixels of the regions."""
-    for y in range(first_run.size - 1):
-        for run in range(first_run[y], first_run[y + 1]):
-            end = starts[run + 1] if run + 1 < first_run[y + 1] else width
-            sizes[region[run]] += end - starts[run]
-
-
-@kernel()
-def outlines(first_run, starts, width, region, small, inner, outer, length):
-    # ..., bool (regions,) -> int32 (n,) three times
-    """List the stretches of outline that small regions share with others, if n isn't 0; return how many there are."""
-    count = 0
-    for y in range(first_run.size - 1):
-        begin, stop = first_run[y], first_run[y + 1]
-        for run in range(begin + 1, stop):
-            one, other = region[run - 1], region[run]
-            if small[one] != small[other]:
-                if inner.size:
-                    inner[count] = one if small[one] else other
-                    outer[count] = other if small[one] else one
-                    length[count] = 1
-                count += 1
-        if y == 0:
-            continue
-        upper, lower = first_run[y - 1], begin
-        while upper < begin and lower < stop:
-            one, other = region[upper], region[lower]
-            upper_end = starts[upper + 1] if upper + 1 < begin else width
-            lower_end = starts[lower + 1] if lower + 1 < stop else width
-            if small[one] != small[other]:
-                if inner.size:
-                    inner[count] = one if small[one] else other
-                    outer[count] = other if small[one] else one
-                    length[count] = min(upper_end, lower_end) - max(starts[upper], starts[lower])
-                count += 1
-            if upper_end <= lower_end:
-                upper += 1
-            if lower_end <= upper_end:
-                lower += 1
-    return count
-
-
-@kernel()
-def write_regions(first_run, starts, region, changed, value, labels):
-    # ..., bool (regions,), int32 (regions,) -> (h, w) labels in place
-    """Give every pixel of the changed regions a new label; the others aren't touched."""
-    width = labels.shape[1]
-    for y in range(first_run.size - 1):
-        for run in range(first_run[y], first_run[y + 1]):
-            if changed[region[run]]:
-                end = starts[run + 1] if run + 1 < first_run[y + 1] else width
-                labels[y, starts[run] : end] = value[region[run]]
-
-
-@kernel()
-def replace_labels(labels, begin, end, number):
-    # (h, w) int in place, int64 (n,)
-    """Write `number[label]` in rows `begin` to `end` for every label that `number` has and that it changes."""
-    width = labels.shape[1]
-    for y in range(begin, end):
-        row = labels[y]
-        x = 0
-        while x < width:
-            value = row[x]
-            end = x + 1
-            while end < width and row[end] == value:
-                end += 1
-            if 0 <= value < number.size and number[value] != value:
-                row[x:end] = number[value]
-            x = end
-
-
-@kernel()
-def measure_labels(labels, begin, end, out):
-    # (h, w) int -> int64 (n, 5)
-    """Pixels, first and last row, first and last column of each label below n, in rows `begin` to `end`.
-
-    A label that isn't there keeps 0 pixels, and the rest of its entry is not to be read.
-    """
-    width, n = labels.shape[1], out.shape[0]
-    for y in range(begin, end):
-        row = labels[y]
-        x = 0
-        while x < width:
-            value = row[x]
-            end = x + 1
-            while end < width and row[end] == value:
-                end += 1
-            if 0 <= value < n:
-                entry = out[value]
-                if entry[0] == 0:
-                    entry[1] = y
-                    entry[3] = x
-                    entry[4] = end - 1
-                entry[0] += end - x
-                entry[2] = y
-                entry[3] = min(entry[3], x)
-                entry[4] = max(entry[4], end - 1)
-            x = end
+    return owner, count
