@@ -142,6 +142,8 @@ def bench_command(
     progress = _Line()
     chosen = _PARTS if part == "all" else (part,)
     try:
+        if update is not None:
+            benchmark.check_document(update, chosen)
         options = benchmark.Options(
             quick=quick,
             tokens=tokens,
@@ -153,10 +155,11 @@ def bench_command(
             threads=threads,
             cache=cache,
         )
-        if update is not None:
-            benchmark.check_document(update, chosen)
-        sections = benchmark.run(chosen, options, say=progress.show, command=_command(ctx))
     except (OSError, ValueError) as error:
+        raise click.UsageError(f"{' '.join(str(error).split())}.", ctx) from error
+    try:
+        sections = benchmark.run(chosen, options, say=progress.show, command=_command(ctx))
+    except benchmark.InputError as error:
         progress.erase()
         raise click.UsageError(f"{' '.join(str(error).split())}.", ctx) from error
     finally:

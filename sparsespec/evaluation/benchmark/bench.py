@@ -90,9 +90,14 @@ class Bench:
         self.limit = options.limit or (20.0 if options.quick else 60.0)
         self.threads = options.threads or available_cpus()
         self.photos = data.photographs(options.images)
+        # Now, not when its turn comes: what can't be read is said at once.
+        self.large = None if options.large is None else data.read_photograph(options.large)
         self._workers = Workers(self.threads)
         cache = options.cache or folder
-        cache.mkdir(parents=True, exist_ok=True)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise data.InputError(f"the folder {cache} can't be made: {error.strerror}") from error
         self._mosaic = data.FeatureMosaic(list(self.photos.values()), cache)
 
     def close(self) -> None:
@@ -159,7 +164,9 @@ def run(
     Raises
     ------
     ValueError
-        An unknown part, or no photographs where the options look for them.
+        An unknown part.
+    InputError
+        No photographs where the options look for them, or one that can't be read.
     """
     from sparsespec.evaluation.benchmark import image, kernels, solver
 

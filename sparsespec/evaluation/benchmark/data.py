@@ -8,6 +8,7 @@ one, and their tokens are laid side by side. No two crops are the same, so no to
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import math
@@ -25,7 +26,18 @@ from sparsespec.backbone import Backbone
 from sparsespec.images import read_image, to_rgb_float
 from sparsespec.resample import resize
 
-__all__ = ["MOST_REAL_TOKENS", "FeatureMosaic", "Photograph", "grid_of", "photo_mosaic", "photographs"]
+__all__ = [
+    "MOST_REAL_TOKENS",
+    "FeatureMosaic",
+    "InputError",
+    "Photograph",
+    "as_uint8",
+    "grid_of",
+    "long_side",
+    "photo_mosaic",
+    "photographs",
+    "read_photograph",
+]
 
 Floats = npt.NDArray[np.float32]
 Photograph = npt.NDArray[np.uint8]
@@ -53,6 +65,24 @@ _SIDE = 32
 MOST_REAL_TOKENS = 1 << 18
 
 
+class InputError(ValueError):
+    """What is to be measured on isn't there, or can't be read."""
+
+
+def read_photograph(path: Path) -> Photograph:
+    """Read one photograph as (H, W, 3) bytes.
+
+    Raises
+    ------
+    InputError
+        It can't be read.
+    """
+    try:
+        return as_uint8(to_rgb_float(read_image(path, max_pixels=None)))
+    except (OSError, ValueError) as error:
+        raise InputError(str(error)) from error
+
+
 def photographs(folder: Path | None = None) -> dict[str, Photograph]:
     """Read the photographs to measure on.
 
@@ -68,23 +98,23 @@ def photographs(folder: Path | None = None) -> dict[str, Photograph]:
 
     Raises
     ------
-    ValueError
+    InputError
         The folder isn't one or holds no photograph, or one can't be read.
     """
     if folder is None:
         files = [path for path in (_wheel_folder() / name for name in SHIPPED) if path.is_file()]
         if not files:
-            raise ValueError("this installation of scikit-image has no photographs: name a folder with --images")
+            raise InputError("this installation of scikit-image has no photographs: name a folder with --images")
     else:
         if not folder.is_dir():
-            raise ValueError(f"{folder} is not a folder of photographs")
+            raise InputError(f"{folder} is not a folder of photographs")
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
         if not files:
-            raise ValueError(f"{folder} holds no photograph ({', '.join(sorted(ENDINGS))})")
+            raise InputError(f"{folder} holds no photograph ({', '.join(sorted(ENDINGS))})")
         if len(files) > MOST_PHOTOGRAPHS:
             files = [files[index * len(files) // MOST_PHOTOGRAPHS] for index in range(MOST_PHOTOGRAPHS)]
     root = files[0].parent if folder is None else folder
-    return {path.relative_to(root).as_posix(): as_uint8(to_rgb_float(read_image(path))) for path in files}
+    return {path.relative_to(root).as_posix(): read_photograph(path) for path in files}
 
 
 def as_uint8(image: Floats) -> Photograph:
@@ -193,7 +223,7 @@ class FeatureMosaic:
             have = max(stored, default=0)
             if have:
                 mosaic[: have * _SIDE, : have * _SIDE] = np.load(stored[have], mmap_mode="r")
-            kept, chosen = self._channels()
+            kept, chosen = self._channels
             for index in range(have * have, tiles * tiles):
                 # Crop by crop outwards from the top left, so that a small mosaic is a part of every larger one.
                 row, column = _place(index)
@@ -209,6 +239,7 @@ class FeatureMosaic:
             larger = [tiles]
         return np.load(stored[min(larger)], mmap_mode="r")
 
+    @functools.cached_property
     def _channels(self) -> tuple[Any, Any]:
         """Channels that NCR keeps of the keys, and of those the ones that DCR keeps."""
         keys = np.concatenate([self._keys(index) for index in range(4)])
@@ -241,5 +272,5 @@ def _place(index: int) -> tuple[int, int]:
 def _wheel_folder() -> Path:
     spec = importlib.util.find_spec("skimage")
     if spec is None or spec.origin is None:
-        raise ValueError("scikit-image can't be found: name a folder of photographs with --images")
+        raise InputError("scikit-image can't be found: name a folder of photographs with --images")
     return Path(spec.origin).parent / "data"

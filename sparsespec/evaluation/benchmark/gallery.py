@@ -24,19 +24,21 @@ def path(n_tokens: int) -> Graph:
 
 
 def grid(n_tokens: int) -> Graph:
-    """A square of tokens with 8 neighbours; edges that would leave it are turned back. Most eigenvalues are double."""
-    side = max(2, round(n_tokens**0.5))
-    along = sparse.csr_array(_chain(side) + sparse.diags_array(1.0 + _ends(side)))
-    values = (2 * np.cos(np.pi * np.arange(side) / side) + 1) / 3
-    return sparse.csr_array(sparse.kron(along, along)), np.sort(1 - np.outer(values, values).ravel())
+    """A square of tokens with 8 neighbours, wrapped around at its edges: the first eigenvalue beside 0 is fourfold."""
+    side = max(3, round(n_tokens**0.5))
+    along = sparse.csr_array(_ring(side) + sparse.eye_array(side))
+    values = 2 * np.cos(2 * np.pi * np.arange(side) / side) + 1
+    # No self loops: SciPy and scikit-learn leave them out of the degrees.
+    affinity = sparse.csr_array(sparse.kron(along, along) - sparse.eye_array(side * side))
+    affinity.eliminate_zeros()
+    return affinity, np.sort(1 - (np.outer(values, values).ravel() - 1) / 8)
 
 
 def ring_of_cliques(n_tokens: int, size: int = 24, link: float = 0.05) -> Graph:
     """Cliques in a ring, each token weakly linked to its counterparts in the two next: a clear gap, double values."""
     count = max(3, n_tokens // size)
     clique = sparse.csr_array(np.ones((size, size)) - np.eye(size))
-    wrap = sparse.coo_array(([1.0, 1.0], ([0, count - 1], [count - 1, 0])), shape=(count, count))
-    ring = sparse.csr_array(_chain(count) + wrap)
+    ring = _ring(count)
     affinity = sparse.kron(sparse.eye_array(count), clique) + link * sparse.kron(ring, sparse.eye_array(size))
     within = np.concatenate([[size - 1.0], -np.ones(size - 1)])
     around = 2 * np.cos(2 * np.pi * np.arange(count) / count)
@@ -45,8 +47,8 @@ def ring_of_cliques(n_tokens: int, size: int = 24, link: float = 0.05) -> Graph:
 
 
 def components(n_tokens: int, count: int = 4) -> Graph:
-    """Grids that nothing links: as many zeros as grids, then eigenvalues that each grid has."""
-    part, values = grid(max(4, n_tokens // count))
+    """Grids that nothing links: as many zeros as grids, then eigenvalues that each of them has."""
+    part, values = grid(max(9, n_tokens // count))
     return sparse.csr_array(sparse.block_diag([part] * count)), np.sort(np.tile(values, count))
 
 
@@ -62,8 +64,6 @@ def _chain(n: int) -> Any:
     return sparse.csr_array(sparse.diags_array([np.ones(n - 1), np.ones(n - 1)], offsets=[1, -1]))
 
 
-def _ends(n: int) -> npt.NDArray[np.float64]:
-    ends = np.zeros(n)
-    ends[0] += 1
-    ends[-1] += 1
-    return ends
+def _ring(n: int) -> Any:
+    ones = np.ones(n)
+    return sparse.csr_array(sparse.diags_array([ones, ones, ones, ones], offsets=[1, -1, n - 1, 1 - n], shape=(n, n)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from sparsespec.evaluation.benchmark import data
 from sparsespec.evaluation.benchmark.bench import Bench
 from sparsespec.evaluation.benchmark.measure import Contender, Outcome
 from sparsespec.evaluation.benchmark.report import OURS, Column, Table, contest
-from sparsespec.images import read_image, to_rgb_float
 
 __all__ = ["run", "stages_of"]
 
@@ -43,8 +41,7 @@ def stages_of(outcome: Outcome) -> dict[str, float]:
         and ``share``, ``after`` over the features.
     """
     runs = [result["stages"] for _, result in outcome.runs]
-    names = [name for name in runs[0] if name != "total"]
-    least = {name: min(run.get(name, 0.0) for run in runs) for name in names}
+    least = {name: min(run.get(name, 0.0) for run in runs) for name in runs[0] if name != "total"}
     # From totals, so that what is between the stages counts as well.
     after = min(run["total"] - run["features"] for run in runs)
     return {**least, "after": after, "share": after / least["features"]}
@@ -53,10 +50,8 @@ def stages_of(outcome: Outcome) -> dict[str, float]:
 def stages(bench: Bench) -> Table:
     """Photographs of about 480p: each stage, and the published method's after the features."""
     table = Table("stages", f"Photographs of {_PIXELS} pixels, seconds by stage", ())
-    names: list[str] = []
     kept: list[dict[str, float]] = []
-    slower: list[float] = []
-    everyday = list(bench.photos)[: data.EVERYDAY] if bench.options.images is None else list(bench.photos)
+    everyday = _everyday(bench)
     for name in everyday[:2] if bench.quick else everyday:
         bench.say(f"image: {name}")
         picture = data.long_side(bench.photos[name], _PIXELS)
@@ -71,16 +66,14 @@ def stages(bench: Bench) -> Table:
             environment=_ENVIRONMENT,
         )
         own, paper = found[OURS], found["paper"]
-        row: dict[str, Any] = {"image": name, "status": own.status, "remark": own.remark}
+        row = {"image": name, "ours": True, "status": own.status, "remark": own.remark}
         if own.status == "done":
             figures = stages_of(own)
             kept.append(figures)
-            names += [stage for stage in figures if stage not in names]
-            row |= {"tokens": own.result["tokens"], "instances": own.result["instances"], **figures}
+            row |= _figures(own, figures)
             if paper.status == "done":
                 row["peer_after"] = stages_of(paper)["after"]
-                row["ratio"] = row["peer_after"] / row["after"]
-                slower.append(row["ratio"])
+                row["ratio"] = row["peer_after"] / figures["after"]
             else:
                 row["remark"] = f"published method: {paper.status} {paper.remark}"
         table.rows.append(row)
@@ -88,9 +81,7 @@ def stages(bench: Bench) -> Table:
         Column("image", "photograph"),
         Column("tokens", "tokens", "count"),
         Column("instances", "instances", "count"),
-        *(Column(stage, stage, "seconds") for stage in names if stage not in ("after", "share")),
-        Column("after", "after the features", "seconds"),
-        Column("share", "share", "percent"),
+        *_stage_columns(kept[0] if kept else {}),
         Column("peer_after", "published method, after", "seconds"),
         Column("ratio", "peer / ours", "ratio"),
         Column("remark", "remark"),
@@ -109,31 +100,28 @@ def large(bench: Bench) -> Table:
     """One large photograph: each stage, default settings."""
     megapixels = 1.0 if bench.quick else _LARGE_MEGAPIXELS
     table = Table("large", "A large photograph, seconds by stage", ())
-    if bench.options.large is None:
-        picture = data.photo_mosaic(_everyday(bench), megapixels)
-        name = "mosaic"
-    else:
-        picture = _read(bench.options.large)
+    picture, name = bench.large, "mosaic"
+    if picture is None:
+        picture = _mosaic(bench, megapixels)
+    elif bench.options.large is not None:
         name = bench.options.large.name
     size = picture.shape[0] * picture.shape[1] / 1e6
     bench.say(f"image: {name}, {size:.0f} megapixels")
     contender = Contender("segment", {"image": _save(bench, picture)}, "image")
     limit = max(bench.limit, _LARGE_LIMIT)
     own = bench.race({OURS: contender}, repeats=min(2, bench.repeats), limit=limit, environment=_ENVIRONMENT)[OURS]
-    row: dict[str, Any] = {"image": name, "megapixels": size, "status": own.status, "remark": own.remark}
+    row = {"image": name, "megapixels": size, "ours": True, "status": own.status, "remark": own.remark}
     figures: dict[str, float] = {}
     if own.status == "done":
         figures = stages_of(own)
-        row |= {"tokens": own.result["tokens"], "instances": own.result["instances"], **figures}
+        row |= _figures(own, figures)
     table.rows.append(row)
     table.columns = (
         Column("image", "picture"),
         Column("megapixels", "megapixels", "number"),
         Column("tokens", "tokens", "count"),
         Column("instances", "instances", "count"),
-        *(Column(stage, stage, "seconds") for stage in figures if stage not in ("after", "share")),
-        Column("after", "after the features", "seconds"),
-        Column("share", "share", "percent"),
+        *_stage_columns(figures),
         Column("remark", "remark"),
     )
     return table
@@ -158,7 +146,7 @@ def peak_memory(bench: Bench) -> Table:
     for size in sorted(bench.options.megapixels or usual):
         bench.say(f"image: memory at {size:g} megapixels")
         path = bench.folder / "large.tif"
-        picture = data.photo_mosaic(_everyday(bench), size)
+        picture = _mosaic(bench, size)
         tifffile.imwrite(path, picture, tile=(_TILE, _TILE), photometric="rgb")
         del picture
         contender = Contender("segment file", {"path": str(path)}, "image")
@@ -166,7 +154,7 @@ def peak_memory(bench: Bench) -> Table:
             {OURS: contender}, repeats=1, limit=max(bench.limit, _LARGE_LIMIT), fresh=[OURS], environment=_ENVIRONMENT
         )[OURS]
         path.unlink()
-        row = contest({"megapixels": size}, own, [], ["tokens", "stages"])[0]
+        row = contest({"megapixels": size}, own, extras=["tokens", "stages"])[0]
         row["peak_bytes"] = own.peak_bytes
         if own.status == "done" and own.peak_bytes is None:
             row["remark"] = "this system doesn't say"
@@ -190,7 +178,7 @@ def seams(bench: Bench) -> Table:
             Column("remark", "remark"),
         ),
     )
-    everyday = list(bench.photos)[: data.EVERYDAY] if bench.options.images is None else list(bench.photos)
+    everyday = _everyday(bench)
     agreements = []
     for name in everyday[:1] if bench.quick else everyday:
         bench.say(f"image: seams, {name}")
@@ -199,7 +187,7 @@ def seams(bench: Bench) -> Table:
         own = bench.race(
             {OURS: Contender("seams", inputs, "image")}, repeats=1, limit=_LARGE_LIMIT, environment=_ENVIRONMENT
         )[OURS]
-        row: dict[str, Any] = {"image": name, "status": own.status, "remark": own.remark}
+        row = {"image": name, "ours": True, "status": own.status, "remark": own.remark}
         if own.status == "done":
             agreements.append(own.result["agreement"])
             row |= {
@@ -216,16 +204,29 @@ def seams(bench: Bench) -> Table:
     return table
 
 
-def _everyday(bench: Bench) -> list[data.Photograph]:
-    photos = list(bench.photos.values())
-    return photos[: data.EVERYDAY] if bench.options.images is None else photos
+def _figures(own: Outcome, figures: dict[str, float]) -> dict[str, Any]:
+    """Values of a row; a stage may be called what a count is called."""
+    times = {f"seconds_{stage}": seconds for stage, seconds in figures.items() if stage not in ("after", "share")}
+    after = {name: figures[name] for name in ("after", "share")}
+    return {"tokens": own.result["tokens"], "instances": own.result["instances"], **times, **after}
+
+
+def _stage_columns(figures: dict[str, float]) -> list[Column]:
+    times = [Column(f"seconds_{stage}", stage, "seconds") for stage in figures if stage not in ("after", "share")]
+    return [*times, Column("after", "all after the features", "seconds"), Column("share", "share", "percent")]
+
+
+def _everyday(bench: Bench) -> list[str]:
+    """Names of the photographs to segment: all of the user's."""
+    names = list(bench.photos)
+    return names[: data.EVERYDAY] if bench.options.images is None else names
+
+
+def _mosaic(bench: Bench, megapixels: float) -> data.Photograph:
+    return data.photo_mosaic([bench.photos[name] for name in _everyday(bench)], megapixels)
 
 
 def _save(bench: Bench, picture: npt.NDArray[np.uint8]) -> str:
     path = bench.folder / "picture.npy"
     np.save(path, picture)
     return str(path)
-
-
-def _read(path: Path) -> npt.NDArray[np.uint8]:
-    return data.as_uint8(to_rgb_float(read_image(path)))

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -24,8 +25,9 @@ __all__ = ["Contender", "Outcome", "Workers"]
 _STATUSES = ("done", "not reached", "out of time", "failed", "missing", "not run", "not available")
 # Importing and compiling is not measured, but must end.
 _PREPARE_LIMIT = 300.0
-# A measurement this long is not disturbed by what else goes on for a moment: one run is enough.
-_LONG = 5.0
+# Runs that took this long together are not disturbed by what else goes on for a moment: enough of them.
+_ENOUGH = 6.0
+_PAUSE = 0.05
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,8 @@ class Workers:
         for _ in range(repeats):
             for name, worker in list(running.items()):
                 outcome = outcomes[name]
+                # Threads of the contender before still spin for a moment, waiting for more work.
+                time.sleep(_PAUSE)
                 try:
                     answer = worker.ask(limit, do="run")
                 except _OutOfTime as error:
@@ -250,7 +254,7 @@ class Workers:
                 outcome.runs.append((answer["seconds"], answer["result"]))
                 if outcome.seconds is None or answer["seconds"] < outcome.seconds:
                     outcome.seconds, outcome.result = answer["seconds"], answer["result"]
-                if answer["seconds"] >= _LONG:
+                if sum(seconds for seconds, _ in outcome.runs) >= _ENOUGH:
                     del running[name]
         for worker in prepared:
             if not worker.alive:

@@ -6,13 +6,28 @@ insertion. All threads are used; nothing is blocked, reordered or shared between
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numba
 import numpy as np
 
 __all__ = ["nearest_of_all", "nearest_of_window"]
 
 
-@numba.njit(nogil=True)
+def _compiled(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile on first use, kept on disk where that is possible."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            return numba.njit(function, cache=True, parallel=parallel, nogil=True)  # type: ignore[no-any-return]
+        except RuntimeError:
+            return numba.njit(function, parallel=parallel, nogil=True)  # type: ignore[no-any-return]
+
+    return decorate
+
+
+@_compiled()
 def _affinity(u, v):  # type: ignore[no-untyped-def]
     difference = np.float32(0.0)
     total = np.float32(0.0)
@@ -27,7 +42,7 @@ def _affinity(u, v):  # type: ignore[no-untyped-def]
     return (np.float32(1.0) + largest) / (np.float32(1.0) + difference / total)
 
 
-@numba.njit(nogil=True)
+@_compiled()
 def _insert(value, j, neighbours, weights):  # type: ignore[no-untyped-def]
     place = weights.size - 1
     if value <= weights[place]:
@@ -40,7 +55,7 @@ def _insert(value, j, neighbours, weights):  # type: ignore[no-untyped-def]
     neighbours[place] = j
 
 
-@numba.njit(parallel=True, nogil=True)
+@_compiled(parallel=True)
 def nearest_of_all(features, tokens, neighbours, weights):  # type: ignore[no-untyped-def]
     # float32[N, C], int64[M], int32[M, k] of -1, float32[M, k] of 0: the last two are filled
     """Find the k nearest of all tokens to each of the listed ones."""
@@ -51,7 +66,7 @@ def nearest_of_all(features, tokens, neighbours, weights):  # type: ignore[no-un
                 _insert(_affinity(features[i], features[j]), j, neighbours[row], weights[row])
 
 
-@numba.njit(parallel=True, nogil=True)
+@_compiled(parallel=True)
 def nearest_of_window(features, width, radius, neighbours, weights):  # type: ignore[no-untyped-def]
     # float32[N, C], int, int, int32[N, k] of -1, float32[N, k] of 0: the last two are filled
     """Find the k nearest of the tokens at most ``radius`` rows and columns away."""

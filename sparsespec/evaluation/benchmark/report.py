@@ -59,7 +59,8 @@ class Table:
     columns
         In their order. Rows may hold more than is shown; JSON has it all.
     rows
-        Plain values, as JSON can hold.
+        Plain values, as JSON can hold. Each has ``ours`` (is it our own figure), ``status`` (see
+        :class:`~sparsespec.evaluation.benchmark.measure.Outcome`) and ``remark``.
     notes
         Sentences below the table.
     """
@@ -153,10 +154,10 @@ class Section:
     def own_failures(self) -> list[str]:
         """What sparsespec itself did not manage, as sentences."""
         return [
-            f"{self.name}, {table.title}: {row.get('remark') or row['status']}"
+            f"{self.name}, {table.title}: {row['remark'] or row['status']}"
             for table in self.tables
             for row in table.rows
-            if row.get("who", OURS) == OURS and row.get("status", "done") not in ("done", "not available", "not run")
+            if row["ours"] and row["status"] not in ("done", "not available", "not run")
         ]
 
 
@@ -181,7 +182,12 @@ def ratio(ours: Outcome, peer: Outcome) -> tuple[float | None, bool]:
 
 
 def contest(
-    group: Mapping[str, Any], ours: Outcome, peers: Iterable[tuple[str, Outcome]], extras: Sequence[str] = ()
+    group: Mapping[str, Any],
+    ours: Outcome,
+    peers: Iterable[tuple[str, Outcome]] = (),
+    extras: Sequence[str] = (),
+    *,
+    name: str = OURS,
 ) -> list[dict[str, Any]]:
     """Rows of one measurement: ours first, then each peer with its ratio.
 
@@ -193,14 +199,18 @@ def contest(
         What was measured, peers with their names.
     extras
         Keys of ``Outcome.result`` that become columns.
+    name
+        What our row is called.
     """
-    rows = []
-    for who, outcome in [(OURS, ours), *peers]:
-        number, at_least = (None, False) if who == OURS else ratio(ours, outcome)
+    rows: list[dict[str, Any]] = []
+    for who, outcome in [(name, ours), *peers]:
+        own = not rows
+        number, at_least = (None, False) if own else ratio(ours, outcome)
         rows.append(
             {
                 **group,
                 "who": who,
+                "ours": own,
                 "status": outcome.status,
                 # What was only a limit is no measurement.
                 "seconds": None if outcome.status == "out of time" else outcome.seconds,
@@ -290,7 +300,7 @@ def _escaped(text: str) -> str:
 _WRITERS = {
     "text": str,
     "count": lambda value: f"{value:,}",
-    "seconds": lambda value: f"{_significant(value)} s",
+    "seconds": lambda value: f"{_significant(value * 1000)} ms" if value < 0.1 else f"{_significant(value)} s",
     "percent": lambda value: f"{value:.1%}".replace("%", " %"),
     "number": _significant,
     "residual": lambda value: f"{value:.1e}",

@@ -11,7 +11,7 @@ from sparsespec.evaluation.benchmark.bench import Bench
 from sparsespec.evaluation.benchmark.data import MOST_REAL_TOKENS, grid_of
 from sparsespec.evaluation.benchmark.jobs import save_graph
 from sparsespec.evaluation.benchmark.measure import Contender, Outcome
-from sparsespec.evaluation.benchmark.report import Column, Table, contest
+from sparsespec.evaluation.benchmark.report import OURS, Column, Table, contest
 
 __all__ = ["run"]
 
@@ -31,6 +31,7 @@ _PEERS = (
     ("scikit-learn arpack", "sklearn arpack", "sklearn-2", "scikit-learn"),
     ("ncut-pytorch", "ncut-pytorch", "ncut", "ncut-pytorch"),
 )
+_EXTRAS = ("iterations", "residual", "values", "solver", "error")
 _OWN_SOLVERS = ("dense", "arpack", "amg-lobpcg")
 
 
@@ -50,6 +51,7 @@ def windowed(bench: Bench) -> Table:
             Column("graph", "weights"),
             Column("tokens", "tokens", "count"),
             Column("who", "who"),
+            Column("solver", "solver"),
             Column("seconds", "time", "seconds"),
             Column("iterations", "iterations", "count"),
             Column("residual", "residual", "residual"),
@@ -74,14 +76,15 @@ def windowed(bench: Bench) -> Table:
         graph = affinity.local_affinity([features], grid)
         files = save_graph(graph, bench.folder, "sharpened")
         del graph
-        own = _own(bench, {**files, "k": PAIRS}, "auto")
-        table.rows += contest({"graph": "sharpened", "tokens": tokens}, own, [], ["iterations", "residual", "solver"])
+        own = _own(bench, {**files, "k": PAIRS}, fresh=True)
+        table.rows += contest({"graph": "sharpened", "tokens": tokens}, own, extras=_EXTRAS)
         table.rows[-1]["peak_bytes"] = own.peak_bytes
     table.notes += [
         "Times are from the affinity on: Laplacian, preconditioner or factorisation, and solve.",
         "Of every answer the best pairs in the span of its vectors are judged, on our Laplacian in float64.",
         "*Sharpened* weights, exp(25 (BoC - 1)), are what the pipeline cuts.",
         "ncut-pytorch takes features, not a graph: its residual says how far its own affinity is from this problem.",
+        "Iterations are those of LOBPCG, or products with the matrix for ARPACK; peers don't say.",
         "Peak memory is the whole process's, libraries and input included.",
         "A peer that was out of time is not tried on larger graphs.",
     ]
@@ -99,6 +102,7 @@ def known_spectra(bench: Bench) -> Table:
             Column("graph", "graph"),
             Column("tokens", "tokens", "count"),
             Column("who", "who"),
+            Column("solver", "solver"),
             Column("seconds", "time", "seconds"),
             Column("iterations", "iterations", "count"),
             Column("error", "largest error", "residual"),
@@ -112,7 +116,7 @@ def known_spectra(bench: Bench) -> Table:
         bench.say(f"solver: {name}")
         graph, values = build(2000 if bench.quick else 40_000)
         files = {**save_graph(graph, bench.folder, "known"), "k": PAIRS}
-        own = _own(bench, files, "auto")
+        own = _own(bench, files, fresh=False)
         outcomes = []
         for shown, task, family, needs in peers:
             outcome = bench.unless_missing(needs)
@@ -129,9 +133,10 @@ def known_spectra(bench: Bench) -> Table:
                 if outcome.status == "done" and error > _SAME * RESIDUAL:
                     outcome.status, outcome.remark = "not reached", "not the smallest pairs"
         tokens = graph.shape[0]
-        table.rows += contest({"graph": name, "tokens": tokens}, own, outcomes, ["iterations", "error", "residual"])
+        table.rows += contest({"graph": name, "tokens": tokens}, own, outcomes, _EXTRAS)
     table.notes.append(
-        "*grid* and *ring of cliques* have double eigenvalues; *4 components* has four zeros, then eight equal values."
+        "*grid* has 8 neighbours and is wrapped around at its edges: its first eigenvalue beside 0 is fourfold; "
+        "*ring of cliques* has double ones, *4 components* has four zeros."
     )
     return table
 
@@ -145,7 +150,8 @@ def policy(bench: Bench) -> Table:
         f'{PAIRS} eigenpairs, {NEIGHBOURS} nearest of all tokens: solver="auto" against each solver',
         (
             Column("tokens", "tokens", "count"),
-            Column("who", "solver"),
+            Column("who", "asked for"),
+            Column("solver", "ran"),
             Column("seconds", "time", "seconds"),
             Column("iterations", "iterations", "count"),
             Column("residual", "residual", "residual"),
@@ -171,15 +177,13 @@ def policy(bench: Bench) -> Table:
         for name, outcome in found.items():
             _judge(outcome)
             ran = outcome.result.get("solver")
-            if outcome.status == "done" and ran != name:
-                outcome.remark = f"{ran} gave the answer"
-                if name != "auto":
-                    outcome.status = "not reached"
+            if outcome.status == "done" and name not in ("auto", ran):
+                outcome.status, outcome.remark = "not reached", f"{ran} gave the answer"
         own = found.pop("auto")
         for name in _OWN_SOLVERS:
             found.setdefault(name, Outcome("not run", remark=f"dense matrices end at {_DENSE_UP_TO:,} tokens"))
         others = [(name, found[name]) for name in _OWN_SOLVERS]
-        table.rows += contest({"tokens": tokens}, own, others, ["iterations", "residual", "solver"])
+        table.rows += contest({"tokens": tokens}, own, others, _EXTRAS, name="auto")
         done = [outcome.seconds for _, outcome in others if outcome.status == "done" and outcome.seconds]
         if done and own.status == "done" and own.seconds:
             share = own.seconds / min(done)
@@ -188,9 +192,9 @@ def policy(bench: Bench) -> Table:
     return table
 
 
-def _own(bench: Bench, inputs: dict[str, Any], solver: str) -> Outcome:
-    contender = Contender("eigenpairs", {**inputs, "solver": solver, "tol": RESIDUAL}, "ours")
-    outcome = bench.race({"sparsespec": contender}, fresh=["sparsespec"])["sparsespec"]
+def _own(bench: Bench, inputs: dict[str, Any], *, fresh: bool) -> Outcome:
+    contender = Contender("eigenpairs", {**inputs, "solver": "auto", "tol": RESIDUAL}, "ours")
+    outcome = bench.race({OURS: contender}, fresh=[OURS] if fresh else [])[OURS]
     _judge(outcome)
     return outcome
 
@@ -199,7 +203,7 @@ def _against_peers(
     bench: Bench, group: dict[str, Any], inputs: dict[str, Any], features: str, stopped: dict[str, int]
 ) -> list[dict[str, Any]]:
     """Race ours against the peers; ``stopped`` remembers who ran out of time at which size."""
-    contenders = {"sparsespec": Contender("eigenpairs", {**inputs, "solver": "auto", "tol": RESIDUAL}, "ours")}
+    contenders = {OURS: Contender("eigenpairs", {**inputs, "solver": "auto", "tol": RESIDUAL}, "ours")}
     outcomes: dict[str, Outcome] = {}
     for name, task, family, needs in _PEERS:
         known = bench.unless_missing(needs)
@@ -212,17 +216,17 @@ def _against_peers(
         else:
             contenders[name] = Contender(task, {**inputs, "tol": RESIDUAL}, family)
     # In a quick run processes are used again, and only ours begins anew for its memory.
-    outcomes |= bench.race(contenders, fresh=["sparsespec"] if bench.quick else list(contenders))
-    own = outcomes["sparsespec"]
+    outcomes |= bench.race(contenders, fresh=[OURS] if bench.quick else list(contenders))
+    own = outcomes[OURS]
     for name, outcome in outcomes.items():
         if outcome.status == "out of time":
             stopped[name] = group["tokens"]
         _judge(outcome)
-    _compare_values(own, [outcome for name, outcome in outcomes.items() if name != "sparsespec"])
+    _compare_values(own, [outcome for name, outcome in outcomes.items() if name != OURS])
     peers = [(name, outcomes[name]) for name, *_ in _PEERS]
-    rows = contest(group, own, peers, ["iterations", "residual", "values", "solver"])
+    rows = contest(group, own, peers, _EXTRAS)
     for row in rows:
-        if not bench.quick or row["who"] == "sparsespec":
+        if not bench.quick or row["who"] == OURS:
             row["peak_bytes"] = outcomes[row["who"]].peak_bytes
     return rows
 
