@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -61,15 +62,14 @@ def scipy_exact(features: str, n_neighbors: int) -> Job:
     return graph_job(np.load(features), run, warm_features(8))
 
 
-@task("pynndescent")
-def pynndescent(features: str, n_neighbors: int, tokens: str, options: dict[str, Any]) -> Job:
-    """Neighbours by NN-descent with our affinity as a compiled metric."""
+@cache
+def _reciprocal_of_boc() -> Any:
+    """Compile a metric for pynndescent, once: all its code is compiled anew for every metric it is given."""
     import numba
-    from pynndescent import NNDescent
 
     @numba.njit(fastmath=True)
     def distance(u, v):  # type: ignore[no-untyped-def]
-        # The reciprocal of BoC: the nearest have the smallest, and none is negative.
+        # The nearest have the smallest, and none is negative.
         difference = np.float32(0.0)
         total = np.float32(0.0)
         largest = np.float32(0.0)
@@ -82,6 +82,16 @@ def pynndescent(features: str, n_neighbors: int, tokens: str, options: dict[str,
             return np.float32(np.inf)
         return (np.float32(1.0) + difference / total) / (np.float32(1.0) + largest)
 
+    return distance
+
+
+@task("pynndescent")
+def pynndescent(features: str, n_neighbors: int, tokens: str, options: dict[str, Any]) -> Job:
+    """Neighbours by NN-descent with our affinity as a compiled metric."""
+    import numba
+    from pynndescent import NNDescent
+
+    distance = _reciprocal_of_boc()
     array, sample = np.load(features), np.load(tokens)
 
     def search(points: npt.NDArray[np.float32]) -> Any:
