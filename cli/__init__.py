@@ -12,6 +12,7 @@ import click
 
 import sparsespec
 
+from .bench import bench_command
 from .evaluate import eval_command
 from .models import models_group
 from .run import run_command
@@ -54,3 +55,4 @@ def main(ctx: click.Context) -> None:
 main.add_command(run_command)
 main.add_command(models_group)
 main.add_command(eval_command)
+main.add_command(bench_command)
