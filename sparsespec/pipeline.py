@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import find_objects
+from scipy.sparse import csr_array
 
 from sparsespec import __version__, affinity, channels, foreground, instances, paper, refine
 from sparsespec._checks import check_count
 from sparsespec.backbone import DEFAULT_LONG_SIDE, Backbone, TokenFeatures
-from sparsespec.images import to_rgb_float
+from sparsespec.images import PixelSource, as_pixels
 
 METHODS = ("sparse", "paper")
 
@@ -121,8 +121,10 @@ class Segmenter:
     rng
         Seed or generator for k-means of ``method="paper"``; the sparse method draws no random numbers. A generator is
         used up to make a seed, once: every image is then segmented as if it were the first.
-    long_side
-        Pixels of the network's input along the image's longer side.
+    long_side, scale, megapixels
+        Size of the network's input, one of: pixels along the image's longer side (448 where nothing is given), network
+        pixels per pixel of the image (1 for its own resolution), or millions of network pixels. Labels have the size of
+        the image in any case.
     providers, threads
         See :class:`~sparsespec.backbone.Backbone`; not with a Backbone as the model.
     settings
@@ -151,7 +153,9 @@ class Segmenter:
         method: str = "sparse",
         rng: int | np.random.Generator = 0,
         *,
-        long_side: int = DEFAULT_LONG_SIDE,
+        long_side: int | None = None,
+        scale: float | None = None,
+        megapixels: float | None = None,
         providers: Sequence[str] | None = None,
         threads: int | None = None,
         settings: Settings | None = None,
@@ -174,7 +178,7 @@ class Segmenter:
             self._seed = int(rng)
         else:
             raise ValueError(f"rng must be an int of at least 0 or a numpy.random.Generator, not {rng!r}")
-        self._long_side = check_count(long_side, name="long_side")
+        self._resolution = _resolution(long_side, scale, megapixels)
         self._n_instances = n_instances
         self._method = method
         self._settings = settings or Settings()
@@ -184,13 +188,20 @@ class Segmenter:
         """The network that gives the features."""
         return self._backbone
 
-    def __call__(self, image: npt.ArrayLike) -> Segmentation:
+    def __call__(
+        self, image: npt.ArrayLike | PixelSource, *, out: npt.NDArray[np.integer[Any]] | None = None
+    ) -> Segmentation:
         """Segment one image.
 
         Parameters
         ----------
         image
-            (H, W, 3) RGB, (H, W, 4) with alpha, or (H, W) grey; uint8, uint16, bool, or float in [0, 1].
+            (H, W, 3) RGB, (H, W, 4) with alpha, or (H, W) grey; uint8, uint16, bool, or float in [0, 1]. Or a
+            :class:`~sparsespec.images.PixelSource`, such as :func:`sparsespec.images.open_image` gives, which is read
+            by window and need not fit in memory.
+        out
+            (H, W) C-contiguous array of integers for the labels, for instance memory-mapped; it becomes ``labels`` of
+            the result. The default makes one of int32.
 
         Returns
         -------
@@ -199,38 +210,47 @@ class Segmenter:
         Raises
         ------
         ValueError
-            When the array isn't an image, or has fewer pixels or tokens than the instances asked for.
+            When the array isn't an image, has fewer pixels or tokens than the instances asked for, or ``out`` doesn't
+            fit.
         """
         clock = _Clock()
-        with clock("features"):
-            pixels = to_rgb_float(image)
-            tokens = self._backbone.features(pixels, long_side=self._long_side)
-        wanted = self._n_instances
-        available = min(tokens.grid[0] * tokens.grid[1], pixels.shape[0] * pixels.shape[1])
-        if wanted is not None and wanted > available:
-            raise ValueError(
-                f"n_instances is {wanted}, but an image of {pixels.shape[1]} x {pixels.shape[0]} pixels and "
-                f"{tokens.grid[0]} x {tokens.grid[1]} tokens holds at most {available} instances"
-            )
+        pixels = as_pixels(image)
         run = self._sparse if self._method == "sparse" else self._paper
-        found = run(pixels, tokens, clock)
-        labels, scores, boxes, order = _in_order(found.labels, found.scores)
+        found = run(pixels, clock, out)
+        with clock("refine"):
+            scores, boxes, order = _in_order(found.labels, found.scores, self._backbone.threads)
         info = {
             "version": __version__,
-            "model": tokens.info["model"],
-            "provider": tokens.info["provider"],
+            "model": found.of_tokens["model"],
+            "provider": found.of_tokens["provider"],
             "method": self._method,
-            "grid": list(tokens.grid),
-            "tokens": tokens.grid[0] * tokens.grid[1],
-            "tiles": tokens.info["tiles"],
+            "grid": list(found.grid),
+            "tokens": found.grid[0] * found.grid[1],
+            "tiles": found.of_tokens["tiles"],
             **found.details,
             **{name: [values[k] for k in order] for name, values in found.of_each.items()},
             "seconds": clock.seconds(),
         }
-        return Segmentation(labels, scores, boxes, info)
+        return Segmentation(found.labels, scores, boxes, info)
 
-    def _sparse(self, pixels: npt.NDArray[np.float32], tokens: TokenFeatures, clock: _Clock) -> _Found:
-        settings, grid = self._settings, tokens.grid
+    def _features(self, pixels: PixelSource, clock: _Clock) -> TokenFeatures:
+        with clock("features"):
+            tokens = self._backbone.features(pixels, **self._resolution)
+        wanted = self._n_instances
+        height, width = pixels.shape[:2]
+        available = min(tokens.grid[0] * tokens.grid[1], height * width)
+        if wanted is not None and wanted > available:
+            raise ValueError(
+                f"n_instances is {wanted}, but an image of {width} x {height} pixels and "
+                f"{tokens.grid[0]} x {tokens.grid[1]} tokens holds at most {available} instances"
+            )
+        return tokens
+
+    def _sparse(self, pixels: PixelSource, clock: _Clock, out: npt.NDArray[np.integer[Any]] | None) -> _Found:
+        settings, threads = self._settings, self._backbone.threads
+        tokens = self._features(pixels, clock)
+        grid, extent, of_tokens = tokens.grid, _extent(tokens), tokens.info
+        token_side = tokens.patch_size / tokens.scale
         kinds = (tokens.keys, tokens.queries, tokens.values)
 
         with clock("channels"):
@@ -238,15 +258,17 @@ class Segmenter:
         with clock("affinity"):
             graph = affinity.local_affinity(reduced, grid, sharpness=settings.sharpness)
             ratio = settings.smoothing_sharpness / settings.sharpness
-            smoothing_graph = graph.copy()
-            smoothing_graph.data **= ratio
+            smoothing_graph = csr_array((graph.data**ratio, graph.indices, graph.indptr), shape=graph.shape)
         with clock("foreground"):
             objectness = [foreground.border_contrast(f, grid, settings.prototypes) for f in kinds]
             standard = np.column_stack([foreground.standardise(m) for m in objectness])
             smoothed = foreground.smooth(standard, smoothing_graph, settings.smoothing)
             maps = [(column, settings.thresholds) for column in smoothed.T]
+        channels_seen = {"total": sum(f.shape[1] for f in kinds), "kept": sum(f.shape[1] for f in reduced)}
+        # At high resolution these are most of the memory, and what follows needs the graph alone.
+        del tokens, kinds, reduced
         with clock("instances"):
-            cutter = instances.RegionCutter(graph, grid)
+            cutter = instances.RegionCutter(graph, grid, threads=threads)
             candidates = instances.propose(
                 maps, cutter, cut_thresholds=[cut * 32 / max(grid) for cut in settings.cut_thresholds]
             )
@@ -259,7 +281,6 @@ class Segmenter:
             scores = candidates.votes(masks)
             fiedler = [cutter.fiedler_value(cutter.tokens_of(mask)) for mask in masks]
         with clock("refine"):
-            extent = _extent(tokens)
             token_masks = masks.reshape(-1, *grid)
             labels = refine.refine_masks(
                 pixels,
@@ -267,15 +288,15 @@ class Segmenter:
                 extent,
                 radius=settings.filter_radius,
                 eps=settings.filter_eps,
-                threads=self._backbone.threads,
+                threads=threads,
+                out=out,
             )
-            token_side = tokens.patch_size / tokens.scale
-            labels = refine.absorb_specks(labels, settings.min_speck * token_side**2)
+            refine.absorb_specks(labels, settings.min_speck * token_side**2, out=labels, threads=threads)
             if self._n_instances is not None:
                 refine.keep_all(labels, token_masks, extent)
         record = cutter.record
         details = {
-            "channels": {"total": sum(f.shape[1] for f in kinds), "kept": sum(f.shape[1] for f in reduced)},
+            "channels": channels_seen,
             "candidates": len(candidates.masks),
             "solver": "amg-lobpcg and inverse iteration" if record.large else "inverse iteration",
             "cuts": record.cuts,
@@ -283,9 +304,10 @@ class Segmenter:
             "largest_residual": record.largest_residual,
         }
         of_each = {"eigenvalues": [value for value, _ in fiedler], "residuals": [residual for _, residual in fiedler]}
-        return _Found(labels, scores, details, of_each)
+        return _Found(labels, scores, grid, of_tokens, details, of_each)
 
-    def _paper(self, pixels: npt.NDArray[np.float32], tokens: TokenFeatures, clock: _Clock) -> _Found:
+    def _paper(self, pixels: PixelSource, clock: _Clock, out: npt.NDArray[np.integer[Any]] | None) -> _Found:
+        tokens = self._features(pixels, clock)
         with clock("foreground"):
             mask = paper.foreground(tokens.keys, tokens.grid)
         with clock("instances"):
@@ -293,6 +315,9 @@ class Segmenter:
         with clock("refine"):
             extent = _extent(tokens)
             labels = refine.enlarge_labels(found.labels, extent, pixels.shape[:2])
+            if out is not None:
+                out[...] = labels
+                labels = out
             count = int(found.labels.max(initial=0))
             token_masks = np.arange(1, count + 1)[:, None, None] == found.labels
             refine.keep_all(labels, token_masks, extent)
@@ -304,7 +329,7 @@ class Segmenter:
         }
         # The published method ranks by nothing; the share of the foreground is at least an order.
         sizes = np.array([m.sum() for m in token_masks], np.float64)
-        return _Found(labels, sizes / max(sizes.sum(), 1), details)
+        return _Found(labels, sizes / max(sizes.sum(), 1), tokens.grid, tokens.info, details)
 
 
 def segment(image: npt.ArrayLike, **options: Any) -> Segmentation:
@@ -335,8 +360,10 @@ def segment(image: npt.ArrayLike, **options: Any) -> Segmentation:
 class _Found:
     """What a method found: pixels labelled 1..n in the order of its masks, and numbers about each mask."""
 
-    labels: npt.NDArray[np.int32]
+    labels: npt.NDArray[np.integer[Any]]
     scores: npt.NDArray[np.float64]
+    grid: tuple[int, int]
+    of_tokens: dict[str, Any]
     details: dict[str, Any]
     of_each: dict[str, list[float]] = field(default_factory=dict)
 
@@ -352,7 +379,7 @@ class _Clock:
     def __call__(self, stage: str) -> Iterator[None]:
         begin = time.perf_counter()
         yield
-        self.stages[stage] = time.perf_counter() - begin
+        self.stages[stage] = self.stages.get(stage, 0.0) + time.perf_counter() - begin
 
     def seconds(self) -> dict[str, float]:
         return {**self.stages, "total": time.perf_counter() - self.start}
@@ -365,20 +392,31 @@ def _extent(tokens: TokenFeatures) -> tuple[float, float]:
 
 
 def _in_order(
-    labels: npt.NDArray[np.int32], scores: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.intp]]:
-    """Number the instances that have pixels by falling score: labels, scores, boxes, and which masks they were."""
-    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=len(scores) + 1)[1:])
+    labels: npt.NDArray[np.integer[Any]], scores: npt.NDArray[np.float64], threads: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.intp]]:
+    """Number the instances that have pixels by falling score, in place: their scores, boxes, and which masks they were."""
+    boxes, pixels = refine.label_boxes(labels, len(scores), threads=threads)
+    present = np.flatnonzero(pixels[1:])
     order = present[np.argsort(-scores[present], kind="stable")]
-    number = np.zeros(len(scores) + 1, np.int32)
+    number = np.zeros(len(scores) + 1, np.int64)
     number[order + 1] = np.arange(1, len(order) + 1)
-    labels = number[labels]
-    return labels, scores[order].astype(np.float32), _boxes(labels, len(order)), order
+    if not np.array_equal(number[present + 1], present + 1):
+        refine.relabel(labels, number, threads=threads)
+    return scores[order].astype(np.float32), boxes[order].astype(np.float32), order
 
 
-def _boxes(labels: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.float32]:
-    """(n, 4) boxes x, y, width, height of the labels 1..n, each of which has a pixel."""
-    boxes = np.zeros((count, 4), np.float32)
-    for k, (rows, columns) in enumerate(find_objects(labels, count)):
-        boxes[k] = columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start
-    return boxes
+def _resolution(long_side: int | None, scale: float | None, megapixels: float | None) -> dict[str, Any]:
+    """Read the three ways to say how large the network's input is: the argument of the backbone that says it."""
+    given = {
+        name: value
+        for name, value in (("long_side", long_side), ("scale", scale), ("megapixels", megapixels))
+        if value is not None
+    }
+    if len(given) > 1:
+        raise ValueError(f"give one of long_side, scale and megapixels, not {' and '.join(given)}")
+    if long_side is not None:
+        check_count(long_side, name="long_side")
+    for name in ("scale", "megapixels"):
+        if name in given and not (isinstance(given[name], (int, float)) and 0 < given[name] < np.inf):
+            raise ValueError(f"{name} must be a number above 0, not {given[name]!r}")
+    return given or {"long_side": DEFAULT_LONG_SIDE}
