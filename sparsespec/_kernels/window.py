@@ -199,8 +199,8 @@ def _fill_rows(token, width, down, aside, joined, found, heads, start, indices, 
     return best
 
 
-@device
-def _sweep_part(
+@kernel()
+def sweep_part(
     features,
     width,
     down,
@@ -209,7 +209,6 @@ def _sweep_part(
     bottom,
     left,
     right,
-    room,
     task,
     n_neighbors,
     marks,
@@ -226,6 +225,8 @@ def _sweep_part(
     height = size // width
     slots = 2 * down + 1
     blocks = (width + LANES - 1) // LANES
+    # Room for the window on both sides, and for whole vectors and SHIFTS beyond.
+    room = (right - left + 2 * aside + SHIFTS + 3 * LANES - 1) // LANES * LANES
     # Of the pairs of two lines one end is enough to find the largest.
     up = 0 if task == LARGEST else down
     places = (up + down + 1) * (2 * aside + 1)
@@ -310,14 +311,12 @@ def sweep(
     height = features.shape[0] // width
     strips = (width + strip - 1) // strip
     bands = (height + band - 1) // band
-    # Room for the window on both sides and for what SHIFTS takes beyond.
-    room = (strip + 2 * aside + SHIFTS + 2 * LANES - 1) // LANES * LANES
     largest = np.int32(0)
     computed = 0
     for part in numba.prange(bands * strips):
         top = np.intp(part) // strips * band
         left = np.intp(part) % strips * strip
-        best, count = _sweep_part(
+        best, count = sweep_part(
             features,
             width,
             down,
@@ -326,7 +325,6 @@ def sweep(
             min(top + band, height),
             left,
             min(left + strip, width),
-            room,
             task,
             n_neighbors,
             marks,
