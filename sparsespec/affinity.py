@@ -41,6 +41,8 @@ EXACT_TOKENS = 32_768
 
 # A ring of lines of the grid should stay in the second-level cache beside what is written.
 _RING_BYTES = 256 * 1024
+# So few are worked through by one thread: starting a second takes as long, and compiling for it twice as long.
+_SERIAL_TOKENS = 1024
 
 
 def bray_curtis_over_chebyshev(
@@ -388,24 +390,13 @@ class _Sweep:
         kinds: int = 0,
         sharpness: float = 0.0,
     ) -> float:
-        bits, computed = window.sweep(
-            self._features,
-            self._width,
-            self._down,
-            self._aside,
-            self._strip,
-            self._band,
-            task,
-            n_neighbors,
-            marks,
-            start,
-            indices,
-            data,
-            float(divisor),
-            first,
-            kinds,
-            float(sharpness),
-        )
+        height = len(self._features) // self._width
+        rest = (task, n_neighbors, marks, start, indices, data, float(divisor), first, kinds, float(sharpness))
+        grid = (self._features, self._width, self._down, self._aside)
+        if len(self._features) <= _SERIAL_TOKENS:
+            bits, computed = window.sweep_part(*grid, 0, height, 0, self._width, *rest)
+        else:
+            bits, computed = window.sweep(*grid, self._strip, self._band, *rest)
         self.computed += computed
         return float(np.int32(bits).view(np.float32))
 

@@ -48,8 +48,11 @@ SHIFTS = 3
 
 # The index of a prange loop is unsigned, and unsigned with signed makes a float: hence np.intp around each.
 
+# For functions that only kernels call: without what it takes to call them from Python, which takes long to compile.
+device = numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
-@kernel()
+
+@device
 def pair_affinity(features, i, j):
     # float32(float32[N, C], intp, intp): of two different tokens
     difference = np.float32(0.0)
@@ -326,7 +329,7 @@ def _tile(vectors, context, signature, arguments, out):
     return found
 
 
-@kernel()
+@device
 def pack(features, panel, rows, columns):
     # void(float32[N, C], intp, float32[Q, C, 2 ROWS], float32[P, C, COLUMNS]): the tokens of one panel, for tiles
     size, channels = features.shape

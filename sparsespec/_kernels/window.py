@@ -16,14 +16,14 @@ import numba
 import numpy as np
 
 from sparsespec._kernels._compile import kernel
-from sparsespec._kernels.boc import LANES, SHIFTS, count_at_least, lanes_at_least, lowest_bit, window_affinities
+from sparsespec._kernels.boc import LANES, SHIFTS, count_at_least, device, lanes_at_least, lowest_bit, window_affinities
 
 LARGEST = 0
 MARK = 1
 FILL = 2
 
 
-@kernel()
+@device
 def _lay_line(features, width, y, left, slot, lines):
     # void(float32[N, C], intp, intp, intp, intp, float32[slots, C, M]): tokens left, left + 1, ... of line y of the
     # grid into the ring; NaN where the grid has none
@@ -41,7 +41,7 @@ def _lay_line(features, width, y, left, slot, lines):
             lines[slot, c, x] = features[token, c]
 
 
-@kernel()
+@device
 def _block_affinities(lines, y, height, x, up, down, aside, joined, found):
     # intp(float32[slots, C, M], intp, intp, intp, intp, intp, intp, uint16[P + SHIFTS], float32[P + SHIFTS, LANES]):
     # LANES tokens of line y from column x + aside of the ring against every place of their window, from `up` lines
@@ -54,7 +54,9 @@ def _block_affinities(lines, y, height, x, up, down, aside, joined, found):
     for dy in range(-up, down + 1):
         place = (dy + up) * across
         if y + dy < 0 or y + dy >= height:
-            found[place : place + across] = np.float32(0.0)
+            for p in range(place, place + across):
+                for lane in range(LANES):
+                    found[p, lane] = np.float32(0.0)
             continue
         there = ((y + dy) % slots) * channels * room + x
         # What the last step finds beyond the window is overwritten by the next line of it.
@@ -65,11 +67,12 @@ def _block_affinities(lines, y, height, x, up, down, aside, joined, found):
             if wanted != np.uint16(0):
                 window_affinities(lines, here, there + dx, room, channels, found, place + dx)
                 computed += SHIFTS * LANES
-    found[up * across + aside] = np.float32(0.0)
+    for lane in range(LANES):
+        found[up * across + aside, lane] = np.float32(0.0)
     return computed
 
 
-@kernel()
+@device
 def _mark_nearest(found, places, n_neighbors, low, high, middle, counts, marks):
     # void(float32[P + SHIFTS, LANES], intp, intp, int32[LANES] x 4, uint16[P]): the n highest above 0 of every lane.
     # Floats that aren't negative are in the order of their bits, so the n-th highest is found by halving the range.
@@ -81,7 +84,8 @@ def _mark_nearest(found, places, n_neighbors, low, high, middle, counts, marks):
             key = keys[place, lane]
             most = max(most, key)
             least = min(least, key if key > 0 else np.int32(0x7FFFFFFF))
-    low[:] = min(least, most + np.int32(1))
+    for lane in range(LANES):
+        low[lane] = min(least, most + np.int32(1))
     count_at_least(keys, places, low, counts)
     # Invariant: at least n reach `low`, or all above 0 do; fewer than n reach `high`.
     for lane in range(LANES):
@@ -115,7 +119,7 @@ def _mark_nearest(found, places, n_neighbors, low, high, middle, counts, marks):
             place -= 1
 
 
-@kernel()
+@device
 def _joined(marks, blocks, y, x, width, height, down, aside, out):
     # void(uint16[height blocks, P], intp, intp, intp, intp, intp, intp, intp, uint16[P + SHIFTS]): which of LANES
     # tokens of line y from column x are joined to each place: either end has marked the other. No marks: all there are.
@@ -164,7 +168,7 @@ def count_rows(marks, width, height, down, aside, counts):
                     bits &= bits - np.uint64(1)
 
 
-@kernel()
+@device
 def _fill_rows(token, width, down, aside, joined, found, heads, start, indices, data, divisor, first, kinds, sharpness):
     # int32(...): the rows of LANES tokens from `token`, see `sweep`; the bits of the largest affinity
     across = 2 * aside + 1
@@ -196,7 +200,7 @@ def _fill_rows(token, width, down, aside, joined, found, heads, start, indices, 
 
 
 @kernel()
-def _sweep_part(
+def sweep_part(
     features,
     width,
     down,
@@ -205,7 +209,6 @@ def _sweep_part(
     bottom,
     left,
     right,
-    room,
     task,
     n_neighbors,
     marks,
@@ -222,6 +225,8 @@ def _sweep_part(
     height = size // width
     slots = 2 * down + 1
     blocks = (width + LANES - 1) // LANES
+    # Room for the window on both sides, and for whole vectors and SHIFTS beyond.
+    room = (right - left + 2 * aside + SHIFTS + 3 * LANES - 1) // LANES * LANES
     # Of the pairs of two lines one end is enough to find the largest.
     up = 0 if task == LARGEST else down
     places = (up + down + 1) * (2 * aside + 1)
@@ -306,14 +311,12 @@ def sweep(
     height = features.shape[0] // width
     strips = (width + strip - 1) // strip
     bands = (height + band - 1) // band
-    # Room for the window on both sides and for what SHIFTS takes beyond.
-    room = (strip + 2 * aside + SHIFTS + 2 * LANES - 1) // LANES * LANES
     largest = np.int32(0)
     computed = 0
     for part in numba.prange(bands * strips):
         top = np.intp(part) // strips * band
         left = np.intp(part) % strips * strip
-        best, count = _sweep_part(
+        best, count = sweep_part(
             features,
             width,
             down,
@@ -322,7 +325,6 @@ def sweep(
             min(top + band, height),
             left,
             min(left + strip, width),
-            room,
             task,
             n_neighbors,
             marks,
