@@ -48,6 +48,8 @@ STEP = 4
 AROUND = 64
 # New candidates of a block in one round.
 CANDIDATES = 3072
+# Tokens that each token lists, at least, while the search lasts.
+LISTED = 32
 # Places for tokens that list a token, beside those that it lists.
 LISTED_BY = 16
 # Rounds of one level at most; they end when fewer than this share of all entries is new.
@@ -113,7 +115,7 @@ def approximate_neighbors(
     >>> row_of_four = np.array([[1.0, 0.0], [1.0, 0.1], [0.1, 1.0], [0.0, 1.0]])
     >>> neighbours, weights, counts = approximate_neighbors(row_of_four, 1)
     >>> neighbours.ravel().tolist(), counts.tolist()
-    ([1, 0, 3, 2], [1, 1, 1, 1])
+    ([1, 0, 0, 1], [1, 1, 1, 1])
     """
     found = _search(features, n_neighbors, grid=grid, seed=seed, threads=threads)
     return found.neighbours, found.weights, found.counts
@@ -129,8 +131,9 @@ def _search(
     seed = check_count(seed, name="seed", least=0)
     if grid is not None:
         grid = check_grid(grid, size)
-    # Integers put tokens of nearly the same affinity in another order: more than wanted are kept until the end.
-    room = max(16, wanted + wanted // 2 + 2)
+    # Integers put tokens of nearly the same affinity in another order, and longer lists lead further: more than wanted
+    # are kept until the end.
+    room = max(LISTED, wanted + wanted // 2 + 2)
     pairs = 0
     with parallel_region(threads):
         order = _order_by_likeness(array, seed)
