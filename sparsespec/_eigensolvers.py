@@ -280,9 +280,13 @@ def sampled_lobpcg(laplacian: Any, start: Float64Array, null: Float64Array, coun
 
     A product with the matrix takes all columns of a block at once, and there is one in each iteration.
     """
+    width = start.shape[1]
     vectors = _orthonormal(start, null[:, None])
+    if vectors.shape[1] < width:
+        # The affinity has fewer vectors than that; any others will do.
+        others = np.random.default_rng(0).standard_normal((len(null), width - vectors.shape[1]))
+        vectors = _orthonormal(np.column_stack([vectors, others]), null[:, None])
     images = laplacian @ vectors
-    width = vectors.shape[1]
     values, rotation = scipy.linalg.eigh(_symmetric(vectors.T @ images))
     vectors, images = vectors @ rotation, images @ rotation
     direction = along = np.empty((len(null), 0))

@@ -41,12 +41,11 @@ SOLVERS = ("auto", "amg-lobpcg", "arpack", "dense", "gram", "sampled-lobpcg")
 # Six pairs, residual 1e-5, real photographs but for the last line, two cores; docs/benchmarks.md has more of it.
 #
 #     graph                                    tokens   depth   arpack: products, ms   amg-lobpcg: iterations, ms
-#     nearest 20 over all tokens                  768      10          136       6              8      20
-#                                               4,096      10          213      40              9     138
-#                                              16,384       9          252     288             13     461
-#     nearest 10 over all tokens               16,384      12          310     344             11     611
-#     3 rows and columns, all, regions          8,100      30          413     135              9     159
-#     1 row and column, regions                 2,025      44          490      28              8      28
+#     nearest 20 over all tokens                  768      10          136       7              8      11
+#                                               4,096      10          213      37              9      64
+#                                              16,384       9          252     145             13     336
+#     nearest 10 over all tokens               16,384      12          310     148             11     510
+#                                              30,600      21          577     533             17   2,024
 #     1 row and column                          4,096      63          834     135              8      44
 #                                              16,384     127        1,347   1,183              7     105
 #     nearest 8 of 3 rows and columns          16,384      97        2,394   2,620              8     163
@@ -67,7 +66,7 @@ _SYMMETRY_TOLERANCE = 1e-5
 _ROWS_AT_A_TIME = 1 << 16
 # Side of the tiles of an affinity that isn't formed (4 MB each), and size of the sample that its solution starts from.
 _TILE = 1024
-_SAMPLE = 1024
+_SAMPLE = 512
 
 
 class EigenSolverError(RuntimeError):
@@ -339,14 +338,14 @@ def laplacian(affinity_matrix: Any) -> Any:
     Parameters
     ----------
     affinity_matrix
-        (N, N) SciPy sparse matrix or array of any format, ndarray, :class:`LowRankAffinity` or :class:`ThresholdedAffinity`.
-        Symmetric to within
-        1e-5 of its largest entry (the mean with its transpose is used) and not negative. It isn't changed.
+        (N, N) SciPy sparse matrix or array of any format, ndarray, :class:`LowRankAffinity` or
+        :class:`ThresholdedAffinity`. A matrix must be symmetric to within 1e-5 of its largest entry (the mean with its
+        transpose is used) and not negative. It isn't changed.
 
     Returns
     -------
     csr_array, ndarray or LinearOperator
-        (N, N) float64, as sparse as the input; an operator for a :class:`LowRankAffinity`.
+        (N, N) float64, as sparse as the input; an operator for an affinity that isn't formed.
 
     Raises
     ------
