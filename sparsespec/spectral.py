@@ -64,8 +64,8 @@ _DENSE_FALLBACK_UP_TO = 4096
 _AIM = 0.01
 _SYMMETRY_TOLERANCE = 1e-5
 _ROWS_AT_A_TIME = 1 << 16
-# Side of the tiles of an affinity that isn't formed (4 MB each), and size of the sample that its solution starts from.
-_TILE = 1024
+# Side of the tiles of an affinity that isn't formed (1 MB each), and size of the sample that its solution starts from.
+_TILE = 512
 _SAMPLE = 512
 
 
@@ -651,11 +651,10 @@ def _solve(graph: _Graph, members: npt.NDArray[np.intp], count: int, solver: str
         if not np.isfinite(proposal.vectors).all():
             tried[name] = np.empty(0)
             continue
-        values, vectors = _eigensolvers.rayleigh_ritz(part, null, proposal.vectors)
+        values, vectors, residuals = _eigensolvers.rayleigh_ritz(part, null, proposal.vectors)
         if not graph.signed:
             # L is positive semidefinite, rounding is not.
             values = np.maximum(values, 0.0)
-        residuals = np.linalg.norm(part @ vectors - vectors * values, axis=0)
         if values.shape == (count,) and residuals.max() <= tol:
             return _Found(values, vectors, name, proposal.iterations)
         tried[name] = residuals
