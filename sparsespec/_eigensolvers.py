@@ -132,10 +132,8 @@ def arpack(laplacian: Any, null: Float64Array, count: int, aim: float, restarts:
         return np.asarray(vectors, dtype=np.float64)
 
     def improve(vectors: Float64Array) -> tuple[Float64Array, Float64Array, float]:
-        values, vectors = rayleigh_ritz(laplacian, null, vectors)
-        values, vectors = values[:count], vectors[:, :count]
-        worst = np.linalg.norm(laplacian @ vectors - vectors * values, axis=0).max()
-        return values, vectors, float(worst)
+        values, vectors, residuals = rayleigh_ritz(laplacian, null, vectors)
+        return values[:count], vectors[:, :count], float(residuals[:count].max())
 
     rng = np.random.default_rng(0)
     values, vectors, worst = improve(largest(count, null[:, None], rng.standard_normal(n), aim))
@@ -280,9 +278,13 @@ def sampled_lobpcg(laplacian: Any, start: Float64Array, null: Float64Array, coun
 
     A product with the matrix takes all columns of a block at once, and there is one in each iteration.
     """
+    width = start.shape[1]
     vectors = _orthonormal(start, null[:, None])
+    if vectors.shape[1] < width:
+        # The affinity has fewer vectors than that; any others will do.
+        others = np.random.default_rng(0).standard_normal((len(null), width - vectors.shape[1]))
+        vectors = _orthonormal(np.column_stack([vectors, others]), null[:, None])
     images = laplacian @ vectors
-    width = vectors.shape[1]
     values, rotation = scipy.linalg.eigh(_symmetric(vectors.T @ images))
     vectors, images = vectors @ rotation, images @ rotation
     direction = along = np.empty((len(null), 0))
@@ -330,11 +332,21 @@ def _orthonormal(vectors: Float64Array, against: Float64Array) -> Float64Array:
     return vectors
 
 
-def rayleigh_ritz(laplacian: Any, null: Float64Array, vectors: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Return the best eigenpairs in the span of the vectors, beside the null vector: (m,) ascending and (n, m)."""
+def rayleigh_ritz(
+    laplacian: Any, null: Float64Array, vectors: Float64Array
+) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """Find the best eigenpairs in the span of the vectors, beside the null vector.
+
+    Returns
+    -------
+    values, vectors, residuals
+        (m,) ascending, (n, m), and (m,) the lengths of L u - lambda u.
+    """
     basis = np.linalg.qr(np.column_stack([null, vectors]))[0][:, 1:]
-    values, rotation = np.linalg.eigh(_symmetric(basis.T @ (laplacian @ basis)))
-    return values, basis @ rotation
+    images = laplacian @ basis
+    values, rotation = np.linalg.eigh(_symmetric(basis.T @ images))
+    found = basis @ rotation
+    return values, found, np.linalg.norm(images @ rotation - found * values, axis=0)
 
 
 def _target(aim: float, value: float) -> float:

@@ -41,12 +41,11 @@ SOLVERS = ("auto", "amg-lobpcg", "arpack", "dense", "gram", "sampled-lobpcg")
 # Six pairs, residual 1e-5, real photographs but for the last line, two cores; docs/benchmarks.md has more of it.
 #
 #     graph                                    tokens   depth   arpack: products, ms   amg-lobpcg: iterations, ms
-#     nearest 20 over all tokens                  768      10          136       6              8      20
-#                                               4,096      10          213      40              9     138
-#                                              16,384       9          252     288             13     461
-#     nearest 10 over all tokens               16,384      12          310     344             11     611
-#     3 rows and columns, all, regions          8,100      30          413     135              9     159
-#     1 row and column, regions                 2,025      44          490      28              8      28
+#     nearest 20 over all tokens                  768      10          136       7              8      11
+#                                               4,096      10          213      37              9      64
+#                                              16,384       9          252     145             13     336
+#     nearest 10 over all tokens               16,384      12          310     148             11     510
+#                                              30,600      21          577     533             17   2,024
 #     1 row and column                          4,096      63          834     135              8      44
 #                                              16,384     127        1,347   1,183              7     105
 #     nearest 8 of 3 rows and columns          16,384      97        2,394   2,620              8     163
@@ -65,9 +64,9 @@ _DENSE_FALLBACK_UP_TO = 4096
 _AIM = 0.01
 _SYMMETRY_TOLERANCE = 1e-5
 _ROWS_AT_A_TIME = 1 << 16
-# Side of the tiles of an affinity that isn't formed (4 MB each), and size of the sample that its solution starts from.
-_TILE = 1024
-_SAMPLE = 1024
+# Side of the tiles of an affinity that isn't formed (1 MB each), and size of the sample that its solution starts from.
+_TILE = 512
+_SAMPLE = 512
 
 
 class EigenSolverError(RuntimeError):
@@ -339,14 +338,14 @@ def laplacian(affinity_matrix: Any) -> Any:
     Parameters
     ----------
     affinity_matrix
-        (N, N) SciPy sparse matrix or array of any format, ndarray, :class:`LowRankAffinity` or :class:`ThresholdedAffinity`.
-        Symmetric to within
-        1e-5 of its largest entry (the mean with its transpose is used) and not negative. It isn't changed.
+        (N, N) SciPy sparse matrix or array of any format, ndarray, :class:`LowRankAffinity` or
+        :class:`ThresholdedAffinity`. A matrix must be symmetric to within 1e-5 of its largest entry (the mean with its
+        transpose is used) and not negative. It isn't changed.
 
     Returns
     -------
     csr_array, ndarray or LinearOperator
-        (N, N) float64, as sparse as the input; an operator for a :class:`LowRankAffinity`.
+        (N, N) float64, as sparse as the input; an operator for an affinity that isn't formed.
 
     Raises
     ------
@@ -652,11 +651,10 @@ def _solve(graph: _Graph, members: npt.NDArray[np.intp], count: int, solver: str
         if not np.isfinite(proposal.vectors).all():
             tried[name] = np.empty(0)
             continue
-        values, vectors = _eigensolvers.rayleigh_ritz(part, null, proposal.vectors)
+        values, vectors, residuals = _eigensolvers.rayleigh_ritz(part, null, proposal.vectors)
         if not graph.signed:
             # L is positive semidefinite, rounding is not.
             values = np.maximum(values, 0.0)
-        residuals = np.linalg.norm(part @ vectors - vectors * values, axis=0)
         if values.shape == (count,) and residuals.max() <= tol:
             return _Found(values, vectors, name, proposal.iterations)
         tried[name] = residuals

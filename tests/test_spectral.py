@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +12,14 @@ from scipy import sparse
 from sparsespec import _eigensolvers, spectral
 from sparsespec._kernels import _compile
 from sparsespec._kernels import multigrid as kernels
-from sparsespec.spectral import Eigenpairs, EigenSolverError, LowRankAffinity, laplacian, smallest_eigenpairs
+from sparsespec.spectral import (
+    Eigenpairs,
+    EigenSolverError,
+    LowRankAffinity,
+    ThresholdedAffinity,
+    laplacian,
+    smallest_eigenpairs,
+)
 from tests import gallery
 from tests.reference import spectral as reference
 
@@ -70,7 +78,7 @@ def crowd(n: int, groups: int, seed: int = 0) -> Any:
 def assert_certified(affinity: Any, pairs: Eigenpairs, k: int, tol: float = 1e-4) -> None:
     """Check the contract of a result, with a residual computed here."""
     n = affinity.shape[0]
-    matrix = affinity.laplacian() if isinstance(affinity, LowRankAffinity) else laplacian(affinity)
+    matrix = laplacian(affinity)
     assert pairs.values.shape == (k,)
     assert pairs.vectors.shape == (n, k)
     assert pairs.residuals.shape == (k,)
@@ -786,6 +794,127 @@ class TestLowRank:
     def test_rejects(self, features: np.ndarray, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             LowRankAffinity(features)
+
+
+class TestThresholded:
+    @staticmethod
+    def features(n: int = 700, channels: int = 12, seed: int = 0) -> np.ndarray:
+        """Cosine features of a few groups, a third of the similarities negative."""
+        rng = np.random.default_rng(seed)
+        centres = rng.standard_normal((4, channels)) + 0.5
+        features = centres[rng.integers(0, 4, n)] + 0.6 * rng.standard_normal((n, channels))
+        return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32)
+
+    @staticmethod
+    def formed(features: np.ndarray) -> np.ndarray:
+        exact = features.astype(np.float64)
+        return np.maximum(exact @ exact.T, 0)
+
+    @pytest.mark.parametrize("solver", ["auto", "sampled-lobpcg", "arpack", "dense"])
+    @pytest.mark.parametrize("k", [1, 2, 5])
+    def test_agrees_with_the_matrix_formed(self, solver: str, k: int) -> None:
+        features = self.features()
+        affinity = ThresholdedAffinity(features)
+        expected = smallest_eigenpairs(self.formed(features), k, "dense")
+        pairs = smallest_eigenpairs(affinity, k, solver)
+        assert_certified(affinity, pairs, k)
+        np.testing.assert_allclose(pairs.values, expected.values, atol=1e-6)
+        assert (np.abs((pairs.vectors * expected.vectors).sum(axis=0)) > 1 - 1e-6).all()
+        assert k == 1 or pairs.solver == ("sampled-lobpcg" if solver == "auto" else solver)
+
+    @pytest.mark.parametrize(("tile", "sample"), [(64, 48), (97, 300), (2048, 32)])
+    def test_tiles_and_sample_do_not_matter(self, monkeypatch: pytest.MonkeyPatch, tile: int, sample: int) -> None:
+        monkeypatch.setattr(spectral, "_TILE", tile)
+        monkeypatch.setattr(spectral, "_SAMPLE", sample)
+        features = self.features()
+        pairs = smallest_eigenpairs(ThresholdedAffinity(features), 4)
+        assert pairs.solver == "sampled-lobpcg"
+        np.testing.assert_allclose(pairs.values, reference.smallest_values(self.formed(features), 4), atol=1e-6)
+
+    def test_few_products(self) -> None:
+        """One for each iteration; every one costs as much as forming the matrix."""
+        counts = [smallest_eigenpairs(ThresholdedAffinity(self.features(n)), 4).iterations for n in (600, 1200, 2400)]
+        assert max(counts) <= 6, counts
+
+    def test_matrix_is_never_formed(self) -> None:
+        features = self.features(4000)
+        tracemalloc.start()
+        smallest_eigenpairs(ThresholdedAffinity(features), 3)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 4000 * 4000 * 4 / 2
+
+    def test_operator(self) -> None:
+        features = self.features(90)
+        features[7] = 0
+        operator = laplacian(ThresholdedAffinity(features))
+        expected = reference.laplacian(self.formed(features))
+        np.testing.assert_allclose(operator @ np.eye(90), expected, atol=1e-6)
+        np.testing.assert_allclose(operator.T @ np.ones(90), expected.sum(axis=1), atol=1e-6)
+
+    def test_zero_rows_are_isolated(self) -> None:
+        features = self.features(400)
+        features[[4, 9]] = 0
+        pairs = smallest_eigenpairs(ThresholdedAffinity(features), 5)
+        assert_certified(ThresholdedAffinity(features), pairs, 5)
+        np.testing.assert_array_equal(pairs.vectors[:, 1:3], np.eye(400)[:, [4, 9]])
+        np.testing.assert_allclose(pairs.values, reference.smallest_values(self.formed(features), 5), atol=1e-6)
+
+    def test_opposite_groups_are_parts_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(spectral, "_TILE", 50)
+        rng = np.random.default_rng(0)
+        features = rng.random((600, 5)) * np.where(np.arange(600) % 3 == 0, -1, 1)[:, None]
+        pairs = smallest_eigenpairs(ThresholdedAffinity(features), 4)
+        assert_certified(ThresholdedAffinity(features), pairs, 4)
+        np.testing.assert_array_equal(pairs.values[:2], 0)
+        np.testing.assert_array_equal(np.flatnonzero(pairs.vectors[:, 1]), np.arange(0, 600, 3))
+        np.testing.assert_allclose(pairs.values, reference.smallest_values(self.formed(features), 4), atol=1e-6)
+
+    def test_chain_of_parts(self) -> None:
+        """Each token is like its neighbours only: connected, but by many hops."""
+        angle = np.arange(300) * 0.4 * np.pi
+        features = np.zeros((300, 600))
+        for offset in range(2):
+            features[np.arange(300), np.arange(300) + offset] = [np.cos(angle), np.ones(300)][offset] ** 2 + 0.1
+        pairs = smallest_eigenpairs(ThresholdedAffinity(features), 2)
+        assert_certified(ThresholdedAffinity(features), pairs, 2)
+        assert pairs.values[1] > 0
+
+    def test_duplicates_one_token_and_zeros(self) -> None:
+        pairs = smallest_eigenpairs(ThresholdedAffinity(np.ones((400, 4), np.float32)), 3)
+        np.testing.assert_allclose(pairs.values, [0, 1, 1], atol=1e-6)
+        np.testing.assert_array_equal(smallest_eigenpairs(ThresholdedAffinity(np.zeros((5, 4))), 2).values, 0)
+        np.testing.assert_array_equal(smallest_eigenpairs(ThresholdedAffinity(np.ones((1, 4))), 1).vectors, [[1.0]])
+        with pytest.raises(ValueError, match="k must be at most the 3 tokens"):
+            smallest_eigenpairs(ThresholdedAffinity(np.ones((3, 2))), 4)
+
+    @pytest.mark.parametrize("scale", [1e-30, 1e30])
+    def test_scale_does_not_matter(self, scale: float) -> None:
+        features = self.features(300).astype(np.float64)
+        features.flags.writeable = False
+        pairs = smallest_eigenpairs(ThresholdedAffinity(features * scale), 3)
+        np.testing.assert_allclose(pairs.values, reference.smallest_values(self.formed(features), 3), atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("features", "message"),
+        [
+            (np.ones(3), "shape is"),
+            (np.ones((0, 3)), "shape is"),
+            (np.ones((3, 2), complex), "complex"),
+            (np.array([[1.0, np.nan]]), "finite"),
+            (np.array([[1.0, -np.inf]]), "finite"),
+        ],
+    )
+    def test_rejects(self, features: np.ndarray, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            ThresholdedAffinity(features)
+
+    def test_rejects_solvers(self) -> None:
+        for solver in ("amg-lobpcg", "gram"):
+            with pytest.raises(ValueError, match=f"solver '{solver}'"):
+                smallest_eigenpairs(ThresholdedAffinity(np.ones((9, 2))), 2, solver)
+        with pytest.raises(ValueError, match="solver 'sampled-lobpcg' is for a ThresholdedAffinity"):
+            smallest_eigenpairs(np.ones((9, 9)), 2, "sampled-lobpcg")
 
 
 class TestRandomWalkVectors:
