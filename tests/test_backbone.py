@@ -240,6 +240,7 @@ def test_size_of_the_input(net: Backbone, asked: dict[str, Any], scale: float) -
         ({"scale": 0.0}, "scale must be a positive number, got 0.0"),
         ({"scale": float("nan")}, "scale must be a positive number, got nan"),
         ({"scale": True}, "scale must be a positive number, got True"),
+        ({"scale": "1"}, "scale must be a positive number, got '1'"),
         ({"megapixels": -2}, "megapixels must be a positive number, got -2"),
         ({"megapixels": float("inf")}, "megapixels must be a positive number, got inf"),
         ({"scale": 1.0, "megapixels": 2}, "exclude each other, got scale=1.0 and megapixels=2"),
