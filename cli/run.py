@@ -124,7 +124,7 @@ class PositiveNumber(click.ParamType):
     type=click.IntRange(min=1),
     metavar="PIXELS",
     help="Reduce the longer side of each image to so many pixels for the network. Time and memory grow with the square"
-    " of it; objects smaller than about a hundredth of it are not seen. One of --long-side, --scale and --megapixels.",
+    " of it, and smaller objects are seen. At most one of --long-side, --scale and --megapixels.",
 )
 @click.option(
     "--scale",

@@ -7,6 +7,7 @@ by window.
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import os
@@ -621,7 +622,7 @@ def _own_process_state() -> Iterator[None]:
 @cache
 def _register_more_formats() -> None:
     try:
-        import pillow_heif
+        pillow_heif = importlib.import_module("pillow_heif")
     except ImportError:
         return
     for name in ("register_heif_opener", "register_avif_opener"):
@@ -700,7 +701,15 @@ def _open_tiff(
             except Exception as error:
                 why_whole = " ".join(str(error).split()) or type(error).__name__
         _check_size(path, width, height, max_pixels, why_whole)
-        if deep or int(tags.get("SamplesPerPixel", 1)) > 4:
+        samples = int(tags.get("SamplesPerPixel", 1))
+        if samples > 4 and max_pixels is not None and height * width * samples > 4 * max_pixels:
+            raise ImageReadError(
+                path,
+                f"it has {samples} samples for each of its {width} x {height} pixels, more than"
+                f" {4 * max_pixels / 1e6:g} million together",
+                "export it as RGB",
+            )
+        if deep or samples > 4:
             whole = _read_deep(page, tags, path)
             if whole is not None:
                 return _upright(_ArrayPixels(whole), orientation)

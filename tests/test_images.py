@@ -844,6 +844,12 @@ def test_a_tiff_whose_header_lies(
     assert capfd.readouterr().out == ""
 
 
+def test_a_tiff_with_absurdly_many_samples(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((500, 600), np.uint16), photometric="minisblack")
+    with pytest.raises(ImageReadError, match="65000 samples for each of its 600 x 500 pixels"):
+        read_image(with_tag(tmp_path / "a.tif", 277, 65_000))
+
+
 @pytest.mark.parametrize("height", [2000, 2**32 - 1])
 def test_a_tiff_with_fewer_strips_than_rows(tmp_path: Path, height: int) -> None:
     tifffile.imwrite(tmp_path / "a.tif", SCENE, rowsperstrip=8, photometric="rgb")

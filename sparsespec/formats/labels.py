@@ -78,7 +78,7 @@ def _write(file: BinaryIO, labels: npt.NDArray[np.integer]) -> None:
         np.subtract(rows[0], above, out=filtered[0, 1:])
         np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
         above = rows[-1]
-        _chunk(file, b"IDAT", packer.compress(filtered))
+        _chunk(file, b"IDAT", packer.compress(filtered.data))
     _chunk(file, b"IDAT", packer.flush())
     _chunk(file, b"IEND", b"")
 

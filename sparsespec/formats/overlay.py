@@ -15,10 +15,11 @@ import numpy.typing as npt
 from sparsespec._mapped import bands, release
 from sparsespec.formats._atomic import write_atomic
 from sparsespec.formats.labels import label_range
-from sparsespec.images import PixelSource, as_pixels
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
+
+    from sparsespec.images import PixelSource
 
 __all__ = [
     "DEFAULT_MAX_SIDE",
@@ -137,6 +138,8 @@ def reduced_copy(
     ValueError
         Shapes that do not fit together, or an image of another type.
     """
+    from sparsespec.images import as_pixels
+
     if isinstance(image, np.ndarray) and (
         image.ndim != 3 or image.shape[2] != 3 or image.dtype not in (np.uint8, np.uint16)
     ):
@@ -416,7 +419,7 @@ def _thickest(region: npt.NDArray[np.bool_]) -> tuple[float, float]:
     from scipy import ndimage
 
     # A coarse look is enough to place a tag.
-    step = max(1, max(region.shape) // 64)
+    step = math.ceil(max(region.shape) / 64)
     coarse = np.pad(region[::step, ::step], 1)
     if not coarse.any():
         rows, columns = np.nonzero(region)
