@@ -160,7 +160,9 @@ class RegionCutter:
 
         0 for a region in several parts; for a single token, which nothing can divide, 2, the largest there is.
         """
-        if tokens.size > 1 and len(self.components(tokens)) > 1:
+        if tokens.size < 2:
+            return 2.0, 0.0
+        if len(self.components(tokens)) > 1:
             return 0.0, 0.0
         if tokens.size > self._large_region:
             pairs = smallest_eigenpairs(self._part(tokens), k=2)
@@ -207,7 +209,7 @@ class RegionCutter:
         tokens, ends, multiplicity
             As in :class:`Candidates`.
         """
-        values = np.take(np.array(maps, np.float64).reshape(len(maps), -1), self._order, axis=1)
+        values = np.take(np.array(maps, np.float64).reshape(len(maps), self._order.size), self._order, axis=1)
         which = np.repeat(np.arange(len(maps)), [t.size for t in thresholds])
         flat = np.concatenate([np.empty(0), *thresholds])
         arena, _, sizes, times = regions.superlevel_regions(

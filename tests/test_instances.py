@@ -319,6 +319,18 @@ def test_a_graph_in_read_only_arrays() -> None:
     assert found.votes(masks).tolist() == pytest.approx(found.own_votes().tolist())
 
 
+def test_no_maps_at_all() -> None:
+    found = propose([], cutter_of(grid_graph((3, 4)), (3, 4)), cut_thresholds=[0.1])
+    assert len(found) == found.partitions == 0
+    assert select(found).shape == (0, 12)
+
+
+def test_what_holds_one_token_or_none_together() -> None:
+    cutter = cutter_of(grid_graph((3, 4)), (3, 4))
+    for tokens in ([], [5]):
+        assert cutter.fiedler_value(np.array(tokens, np.int32)) == (2.0, 0.0)
+
+
 def test_maps_with_nan_are_background_there() -> None:
     values = np.ones(12)
     values[[0, 1, 4, 5]] = np.nan
