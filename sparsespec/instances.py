@@ -22,9 +22,11 @@ Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 TokenArray = npt.NDArray[np.int32]
 
-# Up to here a region's Fiedler vector comes from a band factorisation inside the kernel; multigrid takes over where the
-# band, tokens x short side of the grid, would take gigabytes.
+# Up to here a region's Fiedler vector comes from a band factorisation inside the kernel, then from multigrid. On a grid
+# of 216 x 288 tokens the former takes a tenth of a second, the latter more than one.
 LARGE_REGION = 131_072
+# The same limit in memory: what the bands of all threads together may take.
+_BAND_BYTES = 1 << 29
 # Up to here one thread follows a region to the last of its parts; the parts of larger ones are shared out anew.
 _WHOLE_UP_TO = 4096
 # So few tokens are cut before a second thread has begun.
@@ -65,7 +67,8 @@ class RegionCutter:
     tolerance
         Residual, relative to the eigenvalue, at which a Fiedler vector is good enough to sweep.
     large_region
-        Regions of more tokens are solved by :func:`sparsespec.spectral.smallest_eigenpairs`.
+        Regions of more tokens, or of so many that a band factorisation would take more than half a gigabyte, are solved
+        by :func:`sparsespec.spectral.smallest_eigenpairs`.
     threads
         None takes what the process was granted; the result is the same for any number.
 
@@ -103,7 +106,9 @@ class RegionCutter:
         # Regions get a mark, the exclusive or of these, by which the same are found at once.
         self._salts = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, max(n, 1), dtype=np.int64)
         self._tolerance = tolerance
-        self._large_region = large_region
+        # Bytes that the band takes for each token, at most.
+        self._band_width = 8 * (self._radius * (min(height, width) + 1) + 16)
+        self._large_region = min(large_region, _BAND_BYTES // self._band_width)
         self._threads = threads
         self.grid = (height, width)
         self.record = SolverRecord()
@@ -155,7 +160,9 @@ class RegionCutter:
 
         0 for a region in several parts; for a single token, which nothing can divide, 2, the largest there is.
         """
-        if tokens.size > 1 and len(self.components(tokens)) > 1:
+        if tokens.size < 2:
+            return 2.0, 0.0
+        if len(self.components(tokens)) > 1:
             return 0.0, 0.0
         if tokens.size > self._large_region:
             pairs = smallest_eigenpairs(self._part(tokens), k=2)
@@ -202,7 +209,7 @@ class RegionCutter:
         tokens, ends, multiplicity
             As in :class:`Candidates`.
         """
-        values = np.take(np.array(maps, np.float64).reshape(len(maps), -1), self._order, axis=1)
+        values = np.take(np.array(maps, np.float64).reshape(len(maps), self._order.size), self._order, axis=1)
         which = np.repeat(np.arange(len(maps)), [t.size for t in thresholds])
         flat = np.concatenate([np.empty(0), *thresholds])
         arena, _, sizes, times = regions.superlevel_regions(
@@ -228,11 +235,10 @@ class RegionCutter:
         waiting = forest.roots
         while waiting.size:
             many = forest.sizes[waiting]
-            for node in waiting[many > self._large_region]:
+            large = many > self._large_region
+            for node in waiting[large]:
                 self._cut_large(arena, forest, int(node), largest_cut)
-            made, iterations, residual = self._split(
-                arena, forest, waiting[many <= self._large_region], whole_up_to, largest_cut
-            )
+            made, iterations, residual = self._split(arena, forest, waiting[~large], whole_up_to, largest_cut)
             self.record.cuts += made
             self.record.iterations += iterations
             self.record.largest_residual = max(self.record.largest_residual, residual)
@@ -247,6 +253,7 @@ class RegionCutter:
             return 0, 0, 0.0
         sizes = forest.sizes[tasks]
         workers = min(self._threads or available_cpus(), tasks.size) if sizes.sum() > _ALONE_UP_TO else 1
+        workers = max(1, min(workers, _BAND_BYTES // (int(sizes.max()) * self._band_width)))
         # The most work first, dealt out to and fro.
         tasks = tasks[np.argsort(-sizes, kind="stable")]
         place = np.arange(tasks.size) % (2 * workers)

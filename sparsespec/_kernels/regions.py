@@ -75,11 +75,11 @@ def superlevel_regions(indptr, indices, values, which, thresholds, short, radius
         for i in range(n):
             if above[i]:
                 for e in range(indptr[i], indptr[i + 1]):
-                    j = np.int64(indices[e])
-                    if j >= i:
+                    earlier = np.int64(indices[e])
+                    if earlier >= i:
                         break
-                    if above[j] and area[j] == area[i]:
-                        join(parent, i, j)
+                    if above[earlier] and area[earlier] == area[i]:
+                        join(parent, i, earlier)
         count = 0
         for i in range(n):
             if above[i]:
