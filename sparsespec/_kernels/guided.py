@@ -184,8 +184,8 @@ def _enlarge_row(upper, lower, weight, tokens, weights, scratch, out):
     scratch[last] = scratch[last - 1]
     step = np.float32(_VALUE_STEP)
     for x in range(out.size):
-        i = np.uint32(tokens[x])
-        value = (np.float32(1) - weights[x]) * scratch[i] + weights[x] * scratch[i + np.uint32(1)]
+        token = np.uint32(tokens[x])
+        value = (np.float32(1) - weights[x]) * scratch[token] + weights[x] * scratch[token + np.uint32(1)]
         out[x] = np.rint(value / step) * step
 
 
