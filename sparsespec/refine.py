@@ -26,7 +26,7 @@ from sparsespec._kernels.runs import (
 from sparsespec._threads import available_cpus
 
 BoolArray = npt.NDArray[np.bool_]
-LabelArray = npt.NDArray[np.integer[Any]]
+LabelArray = npt.NDArray[Any]
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
@@ -138,24 +138,12 @@ def refine_masks(
             if not here:
                 labels[top:bottom] = 0
                 continue
-            models, areas, offsets = _fit(masks, here, boxes, (low, high), token_rows, token_columns, guide, team)
+            fitted = _fit(masks, here, boxes, (low, high), token_rows, token_columns, guide, team)
             values = np.array(here, np.int32) + np.int32(1)
             for begin in range(top, bottom, guide.rows_at_once):
                 end = min(begin + guide.rows_at_once, bottom)
-                pixels, strips = guide.read(begin, end), _strips(above, begin, end)
-                looked_at = np.empty(len(strips), np.int64)
-
-                def claim(
-                    first: int, last: int, pixels: Any = pixels, begin: int = begin, end: int = end,
-                    strips: IntArray = strips, looked_at: IntArray = looked_at, models: Any = models,
-                    areas: IntArray = areas, offsets: IntArray = offsets, values: IntArray = values,
-                ) -> None:  # fmt: skip
-                    claim_pixels(
-                        pixels, guide.peak, begin, strips, first, last, down, before, across, cell_columns, models,
-                        areas, offsets, values, np.float32(threshold), looked_at, labels[begin:end],
-                    )  # fmt: skip
-
-                team.share(claim, 0, len(strips), max(1, len(strips) // 8))
+                claimed = values, np.float32(threshold), labels[begin:end]
+                _claim(guide, (begin, end), (above, down), (before, across, cell_columns), fitted, claimed, team)
     return labels if out is None else out
 
 
@@ -200,6 +188,30 @@ def _fit(
     team.share(fit, 0, len(fits), 1)
     team.share(average, 0, len(means), 1)
     return models, np.array(areas, np.int64), offsets
+
+
+def _claim(
+    guide: _Guide,
+    rows: tuple[int, int],
+    rows_between: tuple[npt.NDArray[np.int32], FloatArray],
+    columns_between: tuple[npt.NDArray[np.int32], FloatArray, IntArray],
+    fitted: tuple[FloatArray, IntArray, IntArray],
+    claimed: tuple[npt.NDArray[np.int32], np.float32, LabelArray],
+    team: _Team,
+) -> None:
+    """Label some rows of the image: what there is to claim are the masks' values, a threshold, and the rows' labels."""
+    pixels, strips = guide.read(*rows), _strips(rows_between[0], *rows)
+    looked_at = np.empty(len(strips), np.int64)
+    models, areas, offsets = fitted
+    values, threshold, labels = claimed
+
+    def claim(first: int, last: int) -> None:
+        claim_pixels(
+            pixels, guide.peak, rows[0], strips, first, last, rows_between[1], *columns_between, models, areas, offsets,
+            values, threshold, looked_at, labels,
+        )  # fmt: skip
+
+    team.share(claim, 0, len(strips), max(1, len(strips) // 8))
 
 
 class _Team:
@@ -278,15 +290,7 @@ class _Guide:
             first_pixel = int(self._row_taps[start, 0])
             end = first_pixel + self.rows_at_once
             stop = max(int(np.searchsorted(self._row_taps[:pixels_bottom, 1], end, side="right")), start + 1)
-            window = self.read(first_pixel, int(self._row_taps[stop - 1, 1]))
-
-            def reduce(begin: int, end: int, window: Any = window, first_pixel: int = first_pixel) -> None:
-                reduce_rows(
-                    window, first_pixel, self.peak, self._row_taps, self._row_weights, *self._columns, begin, end,
-                    pixels, pixels_top,
-                )  # fmt: skip
-
-            self._team.share(reduce, start, stop, max(1, (stop - start) // 4))
+            self._reduce(first_pixel, start, stop)
             start = stop
 
         statistics = np.empty((9, bottom - top, columns), np.float32)
@@ -298,6 +302,18 @@ class _Guide:
             guide_statistics(pixels, pixels_top, rows, self.half, self._eps, begin, end, statistics, top)
 
         self._team.share(measure, top + kept, bottom, _CHUNK_ROWS)
+
+    def _reduce(self, first_pixel: int, start: int, stop: int) -> None:
+        """Rows start to stop of the reduced copy, from the image's rows from the first pixel on."""
+        window = self.read(first_pixel, int(self._row_taps[stop - 1, 1]))
+
+        def reduce(begin: int, end: int) -> None:
+            reduce_rows(
+                window, first_pixel, self.peak, self._row_taps, self._row_weights, *self._columns, begin, end,
+                self.pixels, self.top,
+            )  # fmt: skip
+
+        self._team.share(reduce, start, stop, max(1, (stop - start) // 4))
 
 
 def absorb_specks(
@@ -477,8 +493,8 @@ def _own_pixels(
         _tokens_of_pixels(pixels, tokens, count)
         for pixels, tokens, count in zip(shape, extent, mask.shape, strict=True)
     )
-    rows = np.flatnonzero(mask.any(axis=1)[token_rows])
-    columns = np.flatnonzero(mask.any(axis=0)[token_columns])
+    rows = np.flatnonzero(np.asarray(mask.any(axis=1))[token_rows])
+    columns = np.flatnonzero(np.asarray(mask.any(axis=0))[token_columns])
     own_rows, own_columns = np.nonzero(mask[token_rows[rows]][:, token_columns[columns]])
     return rows[own_rows], columns[own_columns]
 

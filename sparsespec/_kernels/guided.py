@@ -77,10 +77,11 @@ def _repeat_ends(sums, half):
 @kernel()
 def _add_row(sums, guide, y, half, sign):
     # float64 (9, w + 2 half + 1) += sign x (r, g, b, rr, rg, rb, gg, gb, bb) of a row of float32 (3, h, w)
-    n = 3
-    for c in range(3):
+    colours = guide.shape[0]
+    n = colours
+    for c in range(colours):
         _add_values(sums[c, half:], guide[c, y], sign)
-        for d in range(c, 3):
+        for d in range(c, colours):
             _add_products(sums[n, half:], guide[c, y], guide[d, y], sign)
             n += 1
 
@@ -160,12 +161,13 @@ def guide_statistics(guide, top, height, half, eps, begin, end, statistics, at):
     share = 1.0 / np.float64(2 * half + 1) ** 2
     sums = np.zeros((9, width + 2 * half + 1))
     windows = np.empty((9, width))
-    for y in range(begin - half, begin + half):
-        _add_row(sums, guide, min(max(y, 0), height - 1) - top, half, 1.0)
-    for y in range(begin, end):
-        _add_row(sums, guide, min(y + half, height - 1) - top, half, 1.0)
+    for entering in range(begin - half, end + half):
+        _add_row(sums, guide, min(max(entering, 0), height - 1) - top, half, 1.0)
+        y = entering - half
+        if y < begin:
+            continue
         _repeat_ends(sums, half)
-        for c in range(0, 9, 3):
+        for c in range(0, sums.shape[0], 3):
             _means_of_three(
                 sums[c], sums[c + 1], sums[c + 2], 2 * half + 1, share, windows[c], windows[c + 1], windows[c + 2]
             )
@@ -182,15 +184,15 @@ def _enlarge_row(upper, lower, weight, tokens, weights, scratch, out):
     scratch[last] = scratch[last - 1]
     step = np.float32(_VALUE_STEP)
     for x in range(out.size):
-        i = np.uint32(tokens[x])
-        value = (np.float32(1) - weights[x]) * scratch[i] + weights[x] * scratch[i + np.uint32(1)]
+        token = np.uint32(tokens[x])
+        value = (np.float32(1) - weights[x]) * scratch[token] + weights[x] * scratch[token + np.uint32(1)]
         out[x] = np.rint(value / step) * step
 
 
 @kernel()
 def _add_cross(sums, guide, y, left, membership, half, sign):
     # float64 (4, w + 2 half + 1) += sign x (r p, g p, b p, p)
-    for c in range(3):
+    for c in range(guide.shape[0]):
         _add_products(sums[c, half:], membership, guide[c, y, left : left + membership.size], sign)
     _add_values(sums[3, half:], membership, sign)
 
@@ -235,12 +237,12 @@ def fit_models(
         )  # fmt: skip
     sums = np.zeros((4, width + 2 * half + 1))
     windows = np.empty((4, width))
-    for y in range(begin - half, begin + half):
-        i = min(max(y, top), bottom - 1)
+    for entering in range(begin - half, end + half):
+        i = min(max(entering, top), bottom - 1)
         _add_cross(sums, guide, i - guide_top, left, membership[i - low], half, 1.0)
-    for y in range(begin, end):
-        i = min(y + half, bottom - 1)
-        _add_cross(sums, guide, i - guide_top, left, membership[i - low], half, 1.0)
+        y = entering - half
+        if y < begin:
+            continue
         _repeat_ends(sums, half)
         _means_of_four(
             sums[0], sums[1], sums[2], sums[3], 2 * half + 1, share, windows[0], windows[1], windows[2], windows[3]
@@ -264,19 +266,19 @@ def average_models(raw, raw_first, top, bottom, half, begin, end, models, first)
     width = raw.shape[2]
     share = 1.0 / np.float64(2 * half + 1) ** 2
     sums = np.zeros((4, width + 2 * half + 1))
-    for y in range(begin - half, begin + half):
-        for c in range(4):
-            _add_values(sums[c, half:], raw[c, min(max(y, top), bottom - 1) - raw_first], 1.0)
-    for y in range(begin, end):
+    for entering in range(begin - half, end + half):
+        for c in range(raw.shape[0]):
+            _add_values(sums[c, half:], raw[c, min(max(entering, top), bottom - 1) - raw_first], 1.0)
+        y = entering - half
+        if y < begin:
+            continue
         i = y - first
-        for c in range(4):
-            _add_values(sums[c, half:], raw[c, min(y + half, bottom - 1) - raw_first], 1.0)
         _repeat_ends(sums, half)
         _means_of_four(
             sums[0], sums[1], sums[2], sums[3], 2 * half + 1, share,
             models[0, i, :width], models[1, i, :width], models[2, i, :width], models[3, i, :width],
         )  # fmt: skip
-        for c in range(4):
+        for c in range(raw.shape[0]):
             models[c, i, width] = models[c, i, width - 1]
             _add_values(sums[c, half:], raw[c, max(y - half, top) - raw_first], -1.0)
 
@@ -286,24 +288,23 @@ def average_models(raw, raw_first, top, bottom, half, begin, end, models, first)
 
 
 @kernel()
-def _bound_models(a, b, c, d, most, least):
+def _bound_models(a, b, c, d, a_below, b_below, c_below, d_below, most, least):
     zero = np.float32(0.0)
-    for x in range(a.size):
-        most[x] = d[x] + max(a[x], zero) + max(b[x], zero) + max(c[x], zero) + _SLACK
-        least[x] = d[x] + min(a[x], zero) + min(b[x], zero) + min(c[x], zero) - _SLACK
-
-
-@kernel()
-def _bound_cells(upper, upper_right, lower, lower_right, most, least):
     for x in range(most.size):
-        most[x] = max(most[x], max(upper[x], upper_right[x]))
-        least[x] = min(least[x], min(lower[x], lower_right[x]))
+        above = d[x] + max(a[x], zero) + max(b[x], zero) + max(c[x], zero)
+        below = d_below[x] + max(a_below[x], zero) + max(b_below[x], zero) + max(c_below[x], zero)
+        most[x] = max(above, below) + _SLACK
+        above = d[x] + min(a[x], zero) + min(b[x], zero) + min(c[x], zero)
+        below = d_below[x] + min(a_below[x], zero) + min(b_below[x], zero) + min(c_below[x], zero)
+        least[x] = min(above, below) - _SLACK
 
 
 @kernel()
-def _raise(values, least):
-    for x in range(values.size):
-        values[x] = max(values[x], least[x])
+def _bound_cells(upper, upper_right, lower, lower_right, most, least, ground):
+    for x in range(most.size):
+        most[x] = max(upper[x], upper_right[x])
+        least[x] = min(lower[x], lower_right[x])
+        ground[x] = max(ground[x], least[x])
 
 
 @kernel()
@@ -314,11 +315,14 @@ def _decide_cells(most, least, ground, threshold, value, decided):
 
 
 @kernel()
-def _read_pixels(pixels, peak, red, green, blue):
+def _read_pixels(pixels, peak, threshold, red, green, blue, best, labels):
     for x in range(red.size):
         red[x] = np.float32(pixels[3 * x]) / peak
         green[x] = np.float32(pixels[3 * x + 1]) / peak
         blue[x] = np.float32(pixels[3 * x + 2]) / peak
+    for x in range(labels.size):
+        best[x] = threshold
+        labels[x] = 0
 
 
 @kernel()
@@ -386,7 +390,9 @@ def claim_pixels(
         begin, end, above = strips[s, 0], strips[s, 1], strips[s, 2]
         counts[s] = 0
         # What each mask can give in each cell at most and at least, and what the best of them gives at least.
-        _fill(ground, threshold)
+        for x in range(cells):
+            ground[x] = threshold
+            decided[x] = 0
         n = 0
         for k in range(offsets.size):
             if boxes[k, 0] <= above < boxes[k, 2]:
@@ -395,20 +401,19 @@ def claim_pixels(
                 right = left + max(width - 2, 1)
                 plane = width * (boxes[k, 2] - boxes[k, 0])
                 i = offsets[k] + (above - boxes[k, 0]) * width
-                _fill(most[n, left:right], -np.float32(np.inf))
-                _fill(least[n, left:right], np.float32(np.inf))
-                for _ in range(2):
-                    _bound_models(
-                        models[i : i + width], models[i + plane : i + plane + width],
-                        models[i + 2 * plane : i + 2 * plane + width], models[i + 3 * plane : i + 3 * plane + width],
-                        upper, lower,
-                    )  # fmt: skip
-                    _bound_cells(upper, upper[1:], lower, lower[1:], most[n, left:right], least[n, left:right])
-                    i += width if above + 1 < boxes[k, 2] else 0
-                _raise(ground[left:right], least[n, left:right])
+                j = i + (width if above + 1 < boxes[k, 2] else 0)
+                _bound_models(
+                    models[i : i + width], models[i + plane : i + plane + width],
+                    models[i + 2 * plane : i + 2 * plane + width], models[i + 3 * plane : i + 3 * plane + width],
+                    models[j : j + width], models[j + plane : j + plane + width],
+                    models[j + 2 * plane : j + 2 * plane + width], models[j + 3 * plane : j + 3 * plane + width],
+                    upper[:width], lower,
+                )  # fmt: skip
+                _bound_cells(
+                    upper, upper[1:], lower, lower[1:], most[n, left:right], least[n, left:right], ground[left:right]
+                )
                 n += 1
         # The label of a cell, or -1 where pixels have to be looked at.
-        _fill(decided, np.int32(0))
         for m in range(n):
             left, right = boxes[rivals[m], 1], boxes[rivals[m], 3]
             right = max(right - 1, left + 1)
@@ -431,9 +436,10 @@ def claim_pixels(
                 for y in range(begin, end):
                     i = y - begin
                     row = pixels[y - top, 3 * start : 3 * (start + size)]
-                    _read_pixels(row, peak, red[i, :size], green[i, :size], blue[i, :size])
-                    _fill(best[i, :size], threshold)
-                    _fill(labels[y - top, start : start + size], np.int32(0))
+                    _read_pixels(
+                        row, peak, threshold, red[i, :size], green[i, :size], blue[i, :size], best[i],
+                        labels[y - top, start : start + size],
+                    )  # fmt: skip
                 for m in range(n):
                     # The cells of this chunk in which the mask has a chance.
                     k = rivals[m]
