@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 from typing import Any
 
 import numpy as np
@@ -144,12 +145,20 @@ def segment_file(path: str) -> Job:
     segmenter = _segmenter()
     segmenter(np.zeros((64, 64, 3), np.uint8))
     open_image = getattr(images, "open_image", None)
+    writes = "out" in inspect.signature(type(segmenter).__call__).parameters
+    large = getattr(images, "LARGE_IMAGE", 100_000_000)
 
     def run() -> Any:
         if open_image is None:
             return segmenter(images.read_image(path, max_pixels=None))
         with open_image(path, max_pixels=None) as source:
-            return segmenter(source)
+            height, width = source.shape[:2]
+            if height * width < large:
+                return segmenter(source.read(0, 0, height, width))
+            if not writes:
+                return segmenter(source)
+            # As a run does it: labels that may be larger than the memory are mapped from a file.
+            return segmenter(source, out=np.memmap(f"{path}.labels", np.uint16, "w+", shape=(height, width)))
 
     return Job(run, lambda found: {"tokens": found.info["tokens"], "stages": found.info["seconds"]})
 
