@@ -66,14 +66,14 @@ def stages(bench: Bench) -> Table:
             environment=_ENVIRONMENT,
         )
         own, paper = found[OURS], found["paper"]
-        row = {"image": name, "ours": True, "status": own.status, "remark": own.remark}
+        row: dict[str, Any] = {"image": name, "ours": True, "status": own.status, "remark": own.remark}
         if own.status == "done":
             figures = stages_of(own)
             kept.append(figures)
             row |= _figures(own, figures)
             if paper.status == "done":
-                row["peer_after"] = stages_of(paper)["after"]
-                row["ratio"] = row["peer_after"] / figures["after"]
+                after = stages_of(paper)["after"]
+                row |= {"peer_after": after, "ratio": after / figures["after"]}
             else:
                 row["remark"] = f"published method: {paper.status} {paper.remark}"
         table.rows.append(row)
@@ -97,7 +97,7 @@ def stages(bench: Bench) -> Table:
 
 
 def large(bench: Bench) -> Table:
-    """One large photograph: each stage, default settings."""
+    """One large photograph: each stage, at the default size for the network and with a token for every 14 pixels."""
     megapixels = 1.0 if bench.quick else _LARGE_MEGAPIXELS
     table = Table("large", "A large photograph, seconds by stage", ())
     picture, name = bench.large, "mosaic"
@@ -106,19 +106,29 @@ def large(bench: Bench) -> Table:
     elif bench.options.large is not None:
         name = bench.options.large.name
     size = picture.shape[0] * picture.shape[1] / 1e6
-    bench.say(f"image: {name}, {size:.0f} megapixels")
-    contender = Contender("segment", {"image": _save(bench, picture)}, "image")
-    limit = max(bench.limit, _LARGE_LIMIT)
-    own = bench.race({OURS: contender}, repeats=min(2, bench.repeats), limit=limit, environment=_ENVIRONMENT)[OURS]
-    row = {"image": name, "megapixels": size, "ours": True, "status": own.status, "remark": own.remark}
+    path = _save(bench, picture)
     figures: dict[str, float] = {}
-    if own.status == "done":
-        figures = stages_of(own)
-        row |= _figures(own, figures)
-    table.rows.append(row)
+    sides: dict[str, dict[str, int]] = {"default": {}}
+    if not bench.quick:
+        sides["every pixel"] = {"long_side": max(picture.shape[:2])}
+    for shown, setting in sides.items():
+        bench.say(f"image: {name}, {size:.0f} megapixels, {shown}")
+        own = bench.race(
+            {OURS: Contender("segment", {"image": path, **setting}, "image")},
+            repeats=min(2, bench.repeats),
+            limit=max(bench.limit, _LARGE_LIMIT),
+            environment=_ENVIRONMENT,
+        )[OURS]
+        row: dict[str, Any] = {"image": name, "megapixels": size, "network": shown, "ours": True}
+        row |= {"status": own.status, "remark": own.remark}
+        if own.status == "done":
+            figures = stages_of(own)
+            row |= _figures(own, figures)
+        table.rows.append(row)
     table.columns = (
         Column("image", "picture"),
         Column("megapixels", "megapixels", "number"),
+        Column("network", "the network sees"),
         Column("tokens", "tokens", "count"),
         Column("instances", "instances", "count"),
         *_stage_columns(figures),

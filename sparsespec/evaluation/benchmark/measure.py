@@ -105,7 +105,8 @@ class _Worker:
             text=True,
         )
         self._answers: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
@@ -153,6 +154,8 @@ class _Worker:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+        # Closing what it still reads would fail there. The end has come, unless the process left children behind.
+        self._listener.join(timeout=5.0)
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):

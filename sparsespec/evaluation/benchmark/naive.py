@@ -20,9 +20,9 @@ def _compiled(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Calla
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
-            return numba.njit(function, cache=True, parallel=parallel, nogil=True)  # type: ignore[no-any-return]
+            return numba.njit(function, cache=True, parallel=parallel, nogil=True)
         except RuntimeError:
-            return numba.njit(function, parallel=parallel, nogil=True)  # type: ignore[no-any-return]
+            return numba.njit(function, parallel=parallel, nogil=True)
 
     return decorate
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def windowed(features: str, grid: tuple[int, int], radius: int, n_neighbors: int
 
     array = np.load(features)
     boc_knn_graph(warm_features(array.shape[1]), n_neighbors, grid=WARM_GRID, radius=radius)
-    return Job(lambda: boc_knn_graph(array, n_neighbors, grid=tuple(grid), radius=radius), size_of)
+    return Job(lambda: boc_knn_graph(array, n_neighbors, grid=(grid[0], grid[1]), radius=radius), size_of)
 
 
 @task("naive windowed")
@@ -92,7 +93,7 @@ def approximate(features: str, grid: tuple[int, int], n_neighbors: int, tokens: 
         listed = np.where(np.arange(neighbours.shape[1]) < np.asarray(counts)[:, None], neighbours, -1)
         return {"neighbours": listed[sample].tolist()}
 
-    return Job(lambda: search(array, n_neighbors, grid=tuple(grid)), describe)
+    return Job(lambda: search(array, n_neighbors, grid=(grid[0], grid[1])), describe)
 
 
 def _empty_lists(tokens: int, room: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
@@ -119,11 +120,12 @@ def _segmenter(max_tokens: int | None = None, **options: Any) -> Any:
 
 
 @task("segment")
-def segment(image: str, method: str = "sparse", n_instances: int | None = None) -> Job:
-    """Ours, or the published method: one photograph in memory."""
+def segment(image: str, method: str = "sparse", n_instances: int | None = None, long_side: int | None = None) -> Job:
+    """Ours, or the published method: one photograph in memory; with another than the default size for the network."""
     picture = np.load(image)
-    segmenter = _segmenter(method=method, n_instances=n_instances)
-    segmenter(_small(picture))
+    small = _segmenter(method=method, n_instances=n_instances)
+    small(_small(picture))
+    segmenter = small if long_side is None else _segmenter(long_side=long_side)
 
     def describe(found: Any) -> dict[str, Any]:
         return {
@@ -143,12 +145,20 @@ def segment_file(path: str) -> Job:
     segmenter = _segmenter()
     segmenter(np.zeros((64, 64, 3), np.uint8))
     open_image = getattr(images, "open_image", None)
+    writes = "out" in inspect.signature(type(segmenter).__call__).parameters
+    large = getattr(images, "LARGE_IMAGE", 100_000_000)
 
     def run() -> Any:
         if open_image is None:
             return segmenter(images.read_image(path, max_pixels=None))
         with open_image(path, max_pixels=None) as source:
-            return segmenter(source)
+            height, width = source.shape[:2]
+            if height * width < large:
+                return segmenter(source.read(0, 0, height, width))
+            if not writes:
+                return segmenter(source)
+            # As a run does it: labels that may be larger than the memory are mapped from a file.
+            return segmenter(source, out=np.memmap(f"{path}.labels", np.uint16, "w+", shape=(height, width)))
 
     return Job(run, lambda found: {"tokens": found.info["tokens"], "stages": found.info["seconds"]})
 

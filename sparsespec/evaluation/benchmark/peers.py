@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from functools import cache
 from typing import Any
@@ -89,13 +90,14 @@ def _reciprocal_of_boc() -> Any:
 def pynndescent(features: str, n_neighbors: int, tokens: str, options: dict[str, Any]) -> Job:
     """Neighbours by NN-descent with our affinity as a compiled metric."""
     import numba
-    from pynndescent import NNDescent
 
+    # The peers' modules have no types, or aren't installed where types are checked.
+    search_index = importlib.import_module("pynndescent").NNDescent
     distance = _reciprocal_of_boc()
     array, sample = np.load(features), np.load(tokens)
 
     def search(points: npt.NDArray[np.float32]) -> Any:
-        return NNDescent(points, metric=distance, random_state=0, n_jobs=numba.get_num_threads(), **options)
+        return search_index(points, metric=distance, random_state=0, n_jobs=numba.get_num_threads(), **options)
 
     def describe(index: Any) -> dict[str, Any]:
         found = index.neighbor_graph[0][sample]
@@ -150,8 +152,7 @@ def arpack(data: str, indices: str, indptr: str, k: int, tol: float) -> Job:
 
 
 def _sklearn(graph: sparse.csr_array, k: int, eigen_solver: str, tol: float) -> Job:
-    from sklearn.manifold import spectral_embedding
-
+    spectral_embedding = importlib.import_module("sklearn.manifold").spectral_embedding
     # It returns D^-1/2 u.
     root = np.sqrt(np.asarray(graph.sum(axis=1)))[:, None]
 
@@ -186,9 +187,8 @@ def ncut_pytorch(data: str, indices: str, indptr: str, k: int, features: str) ->
 
     Its affinity is its own, so its vectors are only judged by the residual on our Laplacian.
     """
-    import torch
-    from ncut_pytorch import ncut_fn
-
+    torch = importlib.import_module("torch")
+    ncut_fn = importlib.import_module("ncut_pytorch").ncut_fn
     tensor = torch.from_numpy(np.load(features))
     graph = load_graph(data, indices, indptr)
 

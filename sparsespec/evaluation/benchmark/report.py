@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,8 @@ def update_document(path: str | os.PathLike[str], sections: Iterable[Section]) -
     text = file.read_text(encoding="utf-8")
     for section in sections:
         body = f"\n{section.to_markdown()}\n\n"
-        text = _between(section.name, file, text).sub(lambda match, body=body: match[1] + body + match[2], text)
+        # A function, since a replacement text would have its backslashes read.
+        text = _between(section.name, file, text).sub(partial(_filled, body), text)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -272,6 +274,10 @@ def check_document(path: str | os.PathLike[str], names: Iterable[str]) -> None:
     text = file.read_text(encoding="utf-8")
     for name in names:
         _between(name, file, text)
+
+
+def _filled(body: str, match: re.Match[str]) -> str:
+    return match[1] + body + match[2]
 
 
 def _between(name: str, file: Path, text: str) -> re.Pattern[str]:
@@ -297,7 +303,7 @@ def _escaped(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-_WRITERS = {
+_WRITERS: dict[str, Callable[[Any], str]] = {
     "text": str,
     "count": lambda value: f"{value:,}",
     "seconds": lambda value: f"{_significant(value * 1000)} ms" if value < 0.1 else f"{_significant(value)} s",
