@@ -227,6 +227,7 @@ class Segmenter:
             "grid": list(found.grid),
             "tokens": found.grid[0] * found.grid[1],
             "tiles": found.of_tokens["tiles"],
+            "views": found.of_tokens["views"],
             **found.details,
             **{name: [values[k] for k in order] for name, values in found.of_each.items()},
             "seconds": clock.seconds(),
@@ -297,7 +298,7 @@ class Segmenter:
         record = cutter.record
         details = {
             "channels": channels_seen,
-            "candidates": len(candidates.masks),
+            "candidates": len(candidates),
             "solver": "amg-lobpcg and inverse iteration" if record.large else "inverse iteration",
             "cuts": record.cuts,
             "iterations": record.iterations,
@@ -394,7 +395,7 @@ def _extent(tokens: TokenFeatures) -> tuple[float, float]:
 def _in_order(
     labels: npt.NDArray[np.integer[Any]], scores: npt.NDArray[np.float64], threads: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.intp]]:
-    """Number the instances that have pixels by falling score, in place: their scores, boxes, and which masks they were."""
+    """Number the instances that have pixels by falling score, in place: scores, boxes, and which masks they were."""
     boxes, pixels = refine.label_boxes(labels, len(scores), threads=threads)
     present = np.flatnonzero(pixels[1:])
     order = present[np.argsort(-scores[present], kind="stable")]

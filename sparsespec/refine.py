@@ -23,6 +23,7 @@ from sparsespec._kernels.runs import (
     replace_labels,
     write_regions,
 )
+from sparsespec._mapped import release
 from sparsespec._threads import available_cpus
 
 BoolArray = npt.NDArray[np.bool_]
@@ -532,8 +533,15 @@ def _runs(labels: LabelArray, threads: int | None) -> tuple[IntArray, npt.NDArra
 
 def _by_rows(labels: LabelArray, threads: int | None, work: Callable[[int, int], None]) -> None:
     """Let threads share the rows of a label map, as many as its size is worth."""
+
+    def work_and_release(begin: int, end: int) -> None:
+        work(begin, end)
+        release(labels)
+
+    # Eight stretches, or as many as it takes for a band of a mapped file to be let go again soon.
+    at_once = max(1, min(len(labels) // 8, _BAND_BYTES // max(1, labels[:1].nbytes)))
     with _Team(threads if labels.size > _SMALL else 1) as team:
-        team.share(work, 0, len(labels), max(1, len(labels) // 8))
+        team.share(work_and_release, 0, len(labels), at_once)
 
 
 def _tokens_of_pixels(pixels: int, tokens: float, count: int) -> npt.NDArray[np.intp]:

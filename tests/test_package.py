@@ -17,11 +17,12 @@ import sparsespec
 HEAVY = ("onnxruntime", "numba", "scipy", "skimage", "pyamg", "imageio", "PIL")
 # Each may import those before it and its own part of the package; a tuple shares one place.
 ORDER: list[tuple[str, ...]] = [
-    ("_threads", "_checks"),
-    ("_kernels", "_eigensolvers", "models", "resample", "images"),
+    ("_threads", "_checks", "_mapped", "_tiff"),
+    ("_kernels", "_multigrid", "_eigensolvers", "models", "resample", "images"),
     ("backbone",),
     ("build",),
     ("channels",),
+    ("neighbors",),
     ("affinity",),
     ("spectral", "paper"),
     ("foreground",),
@@ -110,7 +111,7 @@ def test_only_those_with_a_kernel_of_their_own_import_kernels() -> None:
 def test_formats_do_not_know_the_pipeline() -> None:
     for module, path in MODULES.items():
         if module.startswith("sparsespec.formats"):
-            assert parts_imported(path, module, top_level=True) <= {"formats"}
+            assert parts_imported(path, module, top_level=True) <= {"formats", "_mapped"}
 
 
 @pytest.mark.parametrize("part", ["", ".models", ".images", ".formats", ".batch", ".cli"])
