@@ -47,11 +47,11 @@ STEP = 4
 # Places before and behind a block that it is compared with first.
 AROUND = 64
 # New candidates of a block in one round.
-CANDIDATES = 3072
+CANDIDATES = 4096
 # Tokens that each token lists, at least, while the search lasts.
 LISTED = 32
 # Places for tokens that list a token, beside those that it lists.
-LISTED_BY = 16
+LISTED_BY = 24
 # Rounds of one level at most; they end when fewer than this share of all entries is new.
 ROUNDS = 8
 FEW = 0.02
@@ -74,7 +74,7 @@ def approximate_neighbors(
     seed: int = 0,
     threads: int | None = None,
 ) -> tuple[TokenArray, FloatArray, TokenArray]:
-    """Find most of the tokens of highest BoC affinity to each token, in time that grows hardly faster than N.
+    """Find most of the tokens of highest BoC affinity to each token, in time that grows far slower than N^2.
 
     On features of photographs more than 0.95 of the exact lists of 20 are found, and what takes the place of the
     rest has nearly their affinity. Noise without any structure is the worst case: like tokens don't exist there.
