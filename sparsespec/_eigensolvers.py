@@ -21,7 +21,7 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 from sparsespec._kernels import multigrid as kernels
 from sparsespec._kernels._compile import parallel_region
 from sparsespec._kernels.multigrid import COLUMNS, ROWS
-from sparsespec._multigrid import Matrix, MultigridCycle, threads_for
+from sparsespec._multigrid import Matrix, MultigridCycle, NoHierarchyError, threads_for
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -164,7 +164,10 @@ def amg_lobpcg(laplacian: Any, null: Float64Array, count: int, aim: float) -> Pr
     comes from the same problem on the coarser levels, and there from the next coarser ones; ``iterations`` are those on
     the matrix given.
     """
-    cycle = MultigridCycle(sparse.csr_array(laplacian), null)
+    try:
+        cycle = MultigridCycle(sparse.csr_array(laplacian), null)
+    except NoHierarchyError as error:
+        raise DidNotConvergeError(str(error)) from error
     width = -(-(count + GUARD_VECTORS) // COLUMNS) * COLUMNS
     # The coarsest problem that has room for the trial space is solved outright.
     direct = max((at for at, size in enumerate(cycle.sizes) if size > 3 * width), default=0)

@@ -28,12 +28,18 @@ _STRENGTH = 0.5
 _STRENGTH_MOST = 0.05
 # Sizes below this are inverted outright.
 _COARSEST = 100
+# Where PyAMG stops early, what is left may be larger, but not so large that inverting it is the work.
+_COARSEST_MOST = 1500
 # Damping of a smoother whose spectrum is bounded by 1: halves the upper part of it in one sweep.
 _DAMPING = 4.0 / 3.0
 # Problems of at most so many rows are done before a second thread has woken up.
 _ALONE_UP_TO = 8192
 # Eigenvalues of the coarsest matrix below this are taken for it: rounding in single precision.
 _FLOOR = 1e-9
+
+
+class NoHierarchyError(Exception):
+    """The graph has no coarser copies that are small enough to be inverted."""
 
 
 class Matrix:
@@ -79,6 +85,11 @@ class MultigridCycle:
     null
         (n,) its null vector, which the coarse levels have to represent.
 
+    Raises
+    ------
+    NoHierarchyError
+        No link is strong enough to follow, or too few, as on a star of thousands.
+
     Attributes
     ----------
     levels
@@ -103,6 +114,8 @@ class MultigridCycle:
             self._up.append(up)
         self._ones = np.ones(len(null), np.float32)
         last = self.levels[-1]
+        if len(last.null) > _COARSEST_MOST:
+            raise NoHierarchyError(f"the coarsest of {len(self.levels)} levels has {len(last.null)} unknowns")
         values, vectors = scipy.linalg.eigh(last.matrix.toarray() + 3.0 * np.outer(last.null, last.null))
         vectors -= np.outer(last.null, last.null @ vectors)
         self._coarsest = np.asarray(vectors / np.maximum(values, _FLOOR) @ vectors.T, np.float32)
@@ -183,10 +196,12 @@ def _hierarchy(laplacian: Any, null: Float64Array) -> list[Level]:
         max_coarse=_COARSEST,
         max_levels=20,
     )
-    levels = []
+    levels: list[Level] = []
     mass = np.ones(len(null))
     matrix = sparse.csr_array(laplacian)
     for fine, coarse in zip(hierarchy.levels[:-1], hierarchy.levels[1:], strict=True):
+        if not coarse.B.any():
+            return [*levels, Level(matrix, _unit(np.sqrt(mass) * fine.B[:, 0]))]
         up = sparse.csr_array(fine.P)
         fine_null, coarse_null = fine.B[:, 0], coarse.B[:, 0]
         below = up.T @ (mass * fine_null)

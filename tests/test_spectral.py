@@ -384,6 +384,14 @@ class TestPolicy:
         assert pairs.solver == "amg-lobpcg"
         np.testing.assert_allclose(pairs.values, reference.smallest_values(affinity, 4), atol=1e-9)
 
+    @pytest.mark.parametrize("n", [300, 3000])
+    def test_graph_without_coarser_copies(self, n: int) -> None:
+        """Every link of a star is weak beside its hub."""
+        affinity, values = gallery.star(n)
+        pairs = smallest_eigenpairs(affinity, 6, "amg-lobpcg", tol=1e-5)
+        assert_certified(affinity, pairs, 6, tol=1e-5)
+        np.testing.assert_allclose(pairs.values, values[:6], atol=1e-9)
+
     def test_long_thin_graph_is_multigrid(self) -> None:
         """ARPACK would need tens of thousands of products."""
         affinity, values = gallery.path(4000)
