@@ -83,7 +83,7 @@ class Segmentation:
     Attributes
     ----------
     labels
-        (H, W) int32, 0 is background, 1..n are the instances by falling score.
+        (H, W) int32, or the array given as ``out``; 0 is background, 1..n are the instances by falling score.
     scores
         (n,) float32 in [0, 1], descending: how sure we are that this is one object.
     boxes
@@ -94,7 +94,7 @@ class Segmentation:
         the instances: one near 0 falls apart easily.
     """
 
-    labels: npt.NDArray[np.int32]
+    labels: npt.NDArray[np.integer[Any]]
     scores: npt.NDArray[np.float32]
     boxes: npt.NDArray[np.float32]
     info: dict[str, Any]
@@ -257,7 +257,7 @@ class Segmenter:
         with clock("channels"):
             reduced = [channels.instance_channels(f, settings.keep, settings.keep_deviation) for f in kinds]
         with clock("affinity"):
-            graph = affinity.local_affinity(reduced, grid, sharpness=settings.sharpness)
+            graph = affinity.local_affinity(reduced, grid, sharpness=settings.sharpness, threads=threads)
             ratio = settings.smoothing_sharpness / settings.sharpness
             smoothing_graph = csr_array((graph.data**ratio, graph.indices, graph.indptr), shape=graph.shape)
         with clock("foreground"):
@@ -270,9 +270,8 @@ class Segmenter:
         del tokens, kinds, reduced
         with clock("instances"):
             cutter = instances.RegionCutter(graph, grid, threads=threads)
-            candidates = instances.propose(
-                maps, cutter, cut_thresholds=[cut * 32 / max(grid) for cut in settings.cut_thresholds]
-            )
+            cut_thresholds = [cut * 32 / max(grid) for cut in settings.cut_thresholds]
+            candidates = instances.propose(maps, cutter, cut_thresholds=cut_thresholds)
             masks = instances.select(candidates, min_votes=settings.min_votes, n_instances=self._n_instances)
             if self._n_instances is None:
                 masks = masks[candidates.votes(masks) >= settings.min_votes_left]
