@@ -1,13 +1,19 @@
-"""How many processors this process may use: one answer for ONNX Runtime and Numba alike."""
+"""How many processors this process may use, one answer for ONNX Runtime and Numba alike; threads that share work."""
 
 from __future__ import annotations
 
+import functools
 import math
 import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
 _CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
+# More than any machine has: threads are started as they are needed, and wait for more work.
+_MOST_HELPERS = 1024
 
 
 def available_cpus() -> int:
@@ -43,3 +49,73 @@ def _cgroup_quota() -> float | None:
         return limit_us / period_us if limit_us > 0 and period_us > 0 else None
     except (OSError, ValueError):
         return None
+
+
+@functools.cache
+def granted_cpus() -> int:
+    """Return :func:`available_cpus` as it was when first asked: asking takes longer than the smaller kernels run."""
+    return available_cpus()
+
+
+class Team:
+    """Threads of Python that share the work of kernels which let go of the interpreter lock.
+
+    For many short stretches this is quicker than Numba's own threads, whose kernels take three times as long to compile
+    and which keep a processor busy for a while after each. The calling thread is the first of the team; the others
+    belong to the process and serve all teams.
+
+    Parameters
+    ----------
+    threads
+        At most so many; None for all that the process was granted.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._others = max(1, threads or granted_cpus()) - 1
+
+    def share(self, work: Callable[[int, int], object], begin: int, end: int, at_once: int = 1) -> None:
+        """Call ``work(from, to)`` for stretches of a range until all is done; each thread takes the next one.
+
+        Parameters
+        ----------
+        work
+            Called by several threads at a time, for stretches that don't overlap.
+        begin, end
+            The range.
+        at_once
+            Length of a stretch.
+        """
+        stretches = iter(range(begin, end, at_once))
+
+        def take() -> None:
+            for first in stretches:
+                work(first, min(first + at_once, end))
+
+        others = min(self._others, (end - begin - 1) // at_once)
+        started = [_helpers(os.getpid()).submit(take) for _ in range(others)]
+        try:
+            take()
+        finally:
+            for other in started:
+                # All is taken by now; one that is still waiting for a thread has nothing left to do.
+                if not other.cancel():
+                    other.result()
+
+
+_helpers_lock = threading.Lock()
+_helpers_of: dict[int, ThreadPoolExecutor] = {}
+
+
+def _helpers(process: int) -> ThreadPoolExecutor:
+    # Threads don't survive a fork: each process has its own.
+    with _helpers_lock:
+        if process not in _helpers_of:
+            _helpers_of[process] = ThreadPoolExecutor(_MOST_HELPERS, thread_name_prefix="sparsespec")
+        return _helpers_of[process]
+
+
+if hasattr(os, "register_at_fork"):
+    # The lock may be held by a thread of the parent at that moment.
+    os.register_at_fork(
+        before=_helpers_lock.acquire, after_in_parent=_helpers_lock.release, after_in_child=_helpers_lock.release
+    )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from sparsespec._checks import check_count, check_features
 from sparsespec._kernels import channels as kernels
-from sparsespec._kernels._compile import parallel_region
+from sparsespec._threads import Team
 
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.intp]
@@ -19,6 +19,10 @@ IndexArray = npt.NDArray[np.intp]
 # Above every entropy of a channel without an empty bin, log2(bins C) / C, for any sensible C and number of bins.
 EMPTY_BIN_ENTROPY = 5.0
 SMOOTHING = 1e-6
+
+# What a thread takes at a time: channels in whole cache lines, tokens worth more than the start of a thread.
+_CHANNELS = 64
+_ROWS = 2048
 
 
 def normalize_tokens(features: npt.ArrayLike) -> FloatArray:
@@ -40,11 +44,7 @@ def normalize_tokens(features: npt.ArrayLike) -> FloatArray:
         Not an (N, C) array with at least one row and column, or a value that is NaN, infinite or beyond 1e15.
     """
     array = check_features(features)
-    n_channels = array.shape[1]
-    out = np.empty_like(array)
-    with parallel_region():
-        kernels.unit_tokens(array, np.arange(n_channels), out)
-    return out
+    return _unit_tokens(array, np.arange(array.shape[1]))
 
 
 def token_norms(features: npt.ArrayLike) -> FloatArray:
@@ -66,8 +66,7 @@ def token_norms(features: npt.ArrayLike) -> FloatArray:
     """
     array = check_features(features)
     norms = np.empty(len(array), np.float32)
-    with parallel_region():
-        kernels.token_norms(array, norms)
+    Team().share(lambda first, last: kernels.token_norms(array, first, last, norms), 0, len(array), _ROWS)
     return norms
 
 
@@ -113,12 +112,13 @@ def channel_entropy(features: npt.ArrayLike, bins: int = 30, *, normalize: bool 
     array = check_features(features)
     bins = check_count(bins, name="bins")
     n_tokens, n_channels = array.shape
-    norms = np.ones(n_tokens, np.float32)
+    norms = token_norms(array) if normalize else np.ones(n_tokens, np.float32)
     counts = np.zeros((n_channels, bins), np.int64)
-    with parallel_region():
-        if normalize:
-            kernels.token_norms(array, norms)
-        kernels.channel_histogram(array, norms, counts)
+
+    def count(first: int, last: int) -> None:
+        kernels.channel_histogram(array, norms, first, last, counts)
+
+    Team().share(count, 0, n_channels, _CHANNELS)
 
     share = (counts if normalize else counts + SMOOTHING) / (n_tokens * n_channels)
     occupied = share > 0
@@ -189,12 +189,21 @@ def channel_deviation(features: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return _deviation(check_features(features))
 
 
+def _unit_tokens(array: FloatArray, kept: IndexArray) -> FloatArray:
+    out = np.empty((len(array), kept.size), np.float32)
+    Team().share(lambda first, last: kernels.unit_tokens(array, kept, first, last, out), 0, len(array), _ROWS)
+    return out
+
+
 def _deviation(array: FloatArray) -> npt.NDArray[np.float64]:
     n_tokens, n_channels = array.shape
     sums = np.empty(n_channels, np.float64)
     squares = np.empty(n_channels, np.float64)
-    with parallel_region():
-        kernels.channel_moments(array, sums, squares)
+
+    def add(first: int, last: int) -> None:
+        kernels.channel_moments(array, first, last, sums, squares)
+
+    Team().share(add, 0, n_channels, _CHANNELS)
     variance = (squares - sums * sums / n_tokens) / max(n_tokens - 1, 1)
     return np.asarray(np.sqrt(np.maximum(variance, 0.0)))
 
@@ -247,8 +256,6 @@ def instance_channels(features: npt.ArrayLike, keep: float = 1 / 3, keep_deviati
     """
     array = check_features(features)
     kept = noise_channel_reduction(array, keep, normalize=False)
-    quiet = np.empty((len(array), kept.size), np.float32)
-    with parallel_region():
-        kernels.unit_tokens(array, kept, quiet)
+    quiet = _unit_tokens(array, kept)
     loud = np.argsort(-_deviation(quiet), kind="stable")[: check_count(keep_deviation, name="keep_deviation")]
     return np.take(quiet, loud, axis=1)

@@ -11,14 +11,14 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from sparsespec._kernels import smoothing as kernels
-from sparsespec._kernels._compile import parallel_region
+from sparsespec._threads import Team
 from sparsespec.channels import normalize_tokens, token_norms
 
 FloatArray = npt.NDArray[np.floating]
 
 # Of the right-hand side, where the smoothing of a map stops; what is thresholded afterwards needs no more.
 _TOLERANCE = 1e-6
-_MOST_ITERATIONS = 500
+_MOST = 500
 
 
 def border_tokens(grid: tuple[int, int]) -> npt.NDArray[np.intp]:
@@ -137,19 +137,14 @@ def smooth(values: FloatArray, affinity: csr_array, strength: float = 3.0) -> np
     solution = rows.copy()
     graph = csr_array(affinity)
     weights = graph.data.astype(np.float64, copy=False)
-    iterations = np.empty(len(rows), np.int64)
-    with parallel_region():
-        kernels.diffuse(
-            graph.indptr,
-            graph.indices,
-            weights,
-            float(strength),
-            _TOLERANCE,
-            _MOST_ITERATIONS,
-            rows,
-            solution,
-            iterations,
-        )
+
+    def spread(first: int, last: int) -> None:
+        for row in range(first, last):
+            kernels.diffuse(
+                graph.indptr, graph.indices, weights, float(strength), _TOLERANCE, _MOST, rows[row], solution[row]
+            )
+
+    Team().share(spread, 0, len(rows))
     return solution.T.reshape(right.shape)
 
 

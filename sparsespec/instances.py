@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,7 @@ from scipy.sparse import csr_array
 from sparsespec._checks import check_grid
 from sparsespec._kernels import cuts as kernels
 from sparsespec._kernels import regions
-from sparsespec._threads import available_cpus
+from sparsespec._threads import Team, granted_cpus
 from sparsespec.spectral import smallest_eigenpairs
 
 BoolArray = npt.NDArray[np.bool_]
@@ -252,7 +251,7 @@ class RegionCutter:
         if not tasks.size:
             return 0, 0, 0.0
         sizes = forest.sizes[tasks]
-        workers = min(self._threads or available_cpus(), tasks.size) if sizes.sum() > _ALONE_UP_TO else 1
+        workers = min(self._threads or granted_cpus(), tasks.size) if sizes.sum() > _ALONE_UP_TO else 1
         workers = max(1, min(workers, _BAND_BYTES // (int(sizes.max()) * self._band_width)))
         # The most work first, dealt out to and fro.
         tasks = tasks[np.argsort(-sizes, kind="stable")]
@@ -260,6 +259,9 @@ class RegionCutter:
         dealt = np.minimum(place, 2 * workers - 1 - place)
         cosines = np.cos(2.3 * np.arange(sizes.max()) + 0.7)
 
+        done: list[tuple[int, int, float]] = []
+
+        # The kernel lets go of the interpreter lock; these threads need none of Numba's.
         def work(worker: int) -> tuple[int, int, float]:
             made: tuple[int, int, float] = kernels.split_nodes(
                 *self._csr, self._salts, arena, tasks[dealt == worker], whole_up_to, float(largest_cut),
@@ -268,13 +270,7 @@ class RegionCutter:
             )  # fmt: skip
             return made
 
-        if workers == 1:
-            done = [work(0)]
-        else:
-            # The kernel lets go of the interpreter lock; these threads need none of Numba's.
-            with ThreadPoolExecutor(workers - 1) as pool:
-                others = [pool.submit(work, worker) for worker in range(1, workers)]
-                done = [work(0), *(other.result() for other in others)]
+        Team(workers).share(lambda first, last: done.extend(map(work, range(first, last))), 0, workers)
         made, iterations, residuals = zip(*done, strict=True)
         return sum(made), sum(iterations), max(residuals)
 

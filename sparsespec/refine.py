@@ -7,7 +7,6 @@ that don't fit in memory are read by window. Results don't depend on where one b
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +23,7 @@ from sparsespec._kernels.runs import (
     write_regions,
 )
 from sparsespec._mapped import release
-from sparsespec._threads import available_cpus
+from sparsespec._threads import Team
 
 BoolArray = npt.NDArray[np.bool_]
 LabelArray = npt.NDArray[Any]
@@ -127,24 +126,26 @@ def refine_masks(
     # The column each cell, between two columns of the guide, begins with.
     cell_columns = np.searchsorted(before, np.arange(max(columns - 1, 1) + 1)).astype(np.int64)
     per_band = max(half, 2, _BAND_BYTES // (80 * columns) - 4 * half)
-    with _Team(threads) as team:
-        guide = _Guide(image, (rows, columns), half, float(eps), team)
-        for first in range(0, max(rows - 1, 1), per_band):
-            top, bottom = np.searchsorted(above, [first, first + per_band]).tolist()
-            if top == bottom:
-                continue
-            # Rows of the guide whose models these pixels lie between.
-            low, high = int(above[top]), min(int(above[bottom - 1]) + 2, rows)
-            here = [k for k in wanted if boxes[k][0] < high and low < boxes[k][2]]
-            if not here:
-                labels[top:bottom] = 0
-                continue
-            fitted = _fit(masks, here, boxes, (low, high), token_rows, token_columns, guide, team)
-            values = np.array(here, np.int32) + np.int32(1)
-            for begin in range(top, bottom, guide.rows_at_once):
-                end = min(begin + guide.rows_at_once, bottom)
-                claimed = values, np.float32(threshold), labels[begin:end]
-                _claim(guide, (begin, end), (above, down), (before, across, cell_columns), fitted, claimed, team)
+    team = Team(threads)
+    guide = _Guide(image, (rows, columns), half, float(eps), team)
+    for first in range(0, max(rows - 1, 1), per_band):
+        top, bottom = np.searchsorted(above, [first, first + per_band]).tolist()
+        if top == bottom:
+            continue
+        # Rows of the guide whose models these pixels lie between.
+        low, high = int(above[top]), min(int(above[bottom - 1]) + 2, rows)
+        here = [k for k in wanted if boxes[k][0] < high and low < boxes[k][2]]
+        if not here:
+            labels[top:bottom] = 0
+            release(labels)
+            continue
+        fitted = _fit(masks, here, boxes, (low, high), token_rows, token_columns, guide, team)
+        values = np.array(here, np.int32) + np.int32(1)
+        for begin in range(top, bottom, guide.rows_at_once):
+            end = min(begin + guide.rows_at_once, bottom)
+            claimed = values, np.float32(threshold), labels[begin:end]
+            _claim(guide, (begin, end), (above, down), (before, across, cell_columns), fitted, claimed, team)
+            release(labels)
     return labels if out is None else out
 
 
@@ -156,7 +157,7 @@ def _fit(
     token_rows: tuple[npt.NDArray[np.int32], FloatArray],
     token_columns: tuple[npt.NDArray[np.int32], FloatArray],
     guide: _Guide,
-    team: _Team,
+    team: Team,
 ) -> tuple[FloatArray, IntArray, IntArray]:
     """Averaged linear models of some masks in some rows of the guide: flat, their parts of the guide, and offsets."""
     half = guide.half
@@ -198,7 +199,7 @@ def _claim(
     columns_between: tuple[npt.NDArray[np.int32], FloatArray, IntArray],
     fitted: tuple[FloatArray, IntArray, IntArray],
     claimed: tuple[npt.NDArray[np.int32], np.float32, LabelArray],
-    team: _Team,
+    team: Team,
 ) -> None:
     """Label some rows of the image: what there is to claim are the masks' values, a threshold, and the rows' labels."""
     pixels, strips = guide.read(*rows), _strips(rows_between[0], *rows)
@@ -215,44 +216,11 @@ def _claim(
     team.share(claim, 0, len(strips), max(1, len(strips) // 8))
 
 
-class _Team:
-    """Threads that share the rows of an array; the calling one is the first of them."""
-
-    def __init__(self, threads: int | None) -> None:
-        self._others = max(1, threads or available_cpus()) - 1
-        self._pool: ThreadPoolExecutor | None = None
-
-    def __enter__(self) -> _Team:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
-
-    def share(self, work: Callable[[int, int], None], begin: int, end: int, at_once: int) -> None:
-        """Call ``work(from, to)`` for stretches of a range until all is done; each thread takes the next one."""
-        stretches = iter(range(begin, end, at_once))
-
-        def take() -> None:
-            for first in stretches:
-                work(first, min(first + at_once, end))
-
-        others = min(self._others, (end - begin - 1) // at_once)
-        if others > 0 and self._pool is None:
-            self._pool = ThreadPoolExecutor(self._others)
-        started = [self._pool.submit(take) for _ in range(others)] if self._pool is not None else []
-        try:
-            take()
-        finally:
-            for other in started:
-                other.result()
-
-
 class _Guide:
     """The reduced copy of an image and the statistics of its windows, as far as one band needs them."""
 
     def __init__(
-        self, image: npt.NDArray[Any] | PixelSource, shape: tuple[int, int], half: int, eps: float, team: _Team
+        self, image: npt.NDArray[Any] | PixelSource, shape: tuple[int, int], half: int, eps: float, team: Team
     ) -> None:
         self._image, self._eps, self._team = image, eps, team
         self.shape, self.half = shape, half
@@ -540,8 +508,7 @@ def _by_rows(labels: LabelArray, threads: int | None, work: Callable[[int, int],
 
     # Eight stretches, or as many as it takes for a band of a mapped file to be let go again soon.
     at_once = max(1, min(len(labels) // 8, _BAND_BYTES // max(1, labels[:1].nbytes)))
-    with _Team(threads if labels.size > _SMALL else 1) as team:
-        team.share(work_and_release, 0, len(labels), at_once)
+    Team(threads if labels.size > _SMALL else 1).share(work_and_release, 0, len(labels), at_once)
 
 
 def _tokens_of_pixels(pixels: int, tokens: float, count: int) -> npt.NDArray[np.intp]:

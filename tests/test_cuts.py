@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numba
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
@@ -11,7 +12,17 @@ from sparsespec._kernels import band as blocked
 from sparsespec._kernels.cuts import split_nodes
 from tests.reference import cuts as reference
 
-# The factorisation
+# The factorisation, which only kernels call
+
+
+@numba.njit
+def _factor(band, first, blocks, wide, inverse, transposed):  # type: ignore[no-untyped-def]
+    blocked.factor(band, first, blocks, wide, inverse, transposed)
+
+
+@numba.njit
+def _solve(band, last, blocks, wide, inverse, transposed, a, b):  # type: ignore[no-untyped-def]
+    blocked.solve(band, last, blocks, wide, inverse, transposed, a, b)
 
 
 def _random_band(n: int, width: int, seed: int) -> np.ndarray:
@@ -41,10 +52,10 @@ def _solve_by_blocks(matrix: np.ndarray, width: int, right: np.ndarray) -> np.nd
     last = np.array([max(i for i in range(blocks) if first[i] <= j) for j in range(blocks)])
     band = band.ravel()
     inverse, transposed = np.empty(blocks * size**2), np.empty(blocks * size**2)
-    blocked.factor(band, first, blocks, wide, inverse, transposed)
+    _factor(band, first, blocks, wide, inverse, transposed)
     out = np.zeros((2, blocks * size))
     out[:, :n] = right
-    blocked.solve(band, last, blocks, wide, inverse, transposed, out[0], out[1])
+    _solve(band, last, blocks, wide, inverse, transposed, out[0], out[1])
     assert np.all(out[:, n:] == 0)
     return out[:, :n]
 
@@ -69,7 +80,7 @@ def test_vector_steps_are_the_plain_ones(keep: int, count: int) -> None:
     np.testing.assert_allclose(by_kernel, by_hand, rtol=1e-12, atol=1e-12)
 
 
-@blocked.kernel()
+@numba.njit(error_model="numpy")
 def _steps(data, keep, count):  # type: ignore[no-untyped-def]
     blocked.multiply(data[:64], 0, keep, data[64:800], 0, data[800:1500], 64, count, 128)
     blocked.forward_step(data[64:800], 64, count + 1, data[800:1500], 64, data[1500:1600], data[1600:1700], 8)

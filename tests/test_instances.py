@@ -9,6 +9,7 @@ from scipy.ndimage import label
 from scipy.sparse import csr_array
 
 from sparsespec import instances
+from sparsespec._threads import Team
 from sparsespec.affinity import grid_edges
 from sparsespec.instances import Candidates, RegionCutter, propose, select, split_until
 from tests.reference import cuts as reference
@@ -298,8 +299,10 @@ def test_the_bands_of_all_threads_stay_within_a_bound(monkeypatch: pytest.Monkey
     assert alone.cut(everything)[0] == whole[0]
     assert alone.record.large == 0
     maps = [(np.ones(80), [0.0]), (np.arange(80.0), [0.0])]
-    monkeypatch.setattr(instances, "ThreadPoolExecutor", None)
+    teams: list[int | None] = []
+    monkeypatch.setattr(instances, "Team", lambda threads: teams.append(threads) or Team(threads))
     assert len(propose(maps, alone, cut_thresholds=[0.0])) == 2
+    assert set(teams) == {1}
     monkeypatch.setattr(instances, "_BAND_BYTES", 79 * 8 * 25)
     none = RegionCutter(weights, (8, 10))
     assert none.cut(everything)[0] == pytest.approx(whole[0], rel=1e-2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 
 import numba
 
-from sparsespec._threads import available_cpus
+from sparsespec._threads import granted_cpus
 
 # No "nnan" and no "ninf": kernels are asked about NaN and infinity and must answer as documented.
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
@@ -18,8 +17,6 @@ FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _parallel_lock = threading.Lock()
-# Asking the operating system takes longer than the smaller kernels run.
-_granted = functools.cache(available_cpus)
 
 
 def kernel(*, parallel: bool = False, fastmath: bool = False) -> Callable[[_Function], _Function]:
@@ -50,6 +47,25 @@ def kernel(*, parallel: bool = False, fastmath: bool = False) -> Callable[[_Func
     return decorate
 
 
+def device(*, fastmath: bool = False) -> Callable[[_Function], _Function]:
+    """Compile a function that only kernels call: as :func:`kernel`, without what it takes to call it from Python.
+
+    That halves what a first run waits for. The kernels that use it hold its code in their own entries on disk.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        compiled: _Function = numba.njit(
+            nogil=True,
+            fastmath=FASTMATH if fastmath else False,
+            error_model="numpy",
+            no_cpython_wrapper=True,
+            no_cfunc_wrapper=True,
+        )(function)
+        return compiled
+
+    return decorate
+
+
 @contextmanager
 def parallel_region(threads: int | None = None) -> Iterator[None]:
     """Run parallel kernels one at a time and on no more threads than the process was granted.
@@ -58,7 +74,7 @@ def parallel_region(threads: int | None = None) -> Iterator[None]:
     """
     with _parallel_lock:
         before = numba.get_num_threads()
-        numba.set_num_threads(max(1, min(threads or _granted(), numba.config.NUMBA_NUM_THREADS)))
+        numba.set_num_threads(max(1, min(threads or granted_cpus(), numba.config.NUMBA_NUM_THREADS)))
         try:
             yield
         finally:

@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from sparsespec._kernels._compile import kernel
+from sparsespec._kernels._compile import device
 
 BLOCK = 8
 _AREA = BLOCK * BLOCK
@@ -219,7 +219,7 @@ def _backward_step(band, base, count, inverse, d, a, b, at):
     return run
 
 
-@kernel()
+@device()
 def _factor_block(block, inverse, transposed):
     """Inverse of the Cholesky factor of one 8 x 8 block by columns, which is overwritten, and its transpose."""
     for c in range(BLOCK):
@@ -244,7 +244,7 @@ def _factor_block(block, inverse, transposed):
             transposed[BLOCK * r + c] = inverse[BLOCK * c + r]
 
 
-@kernel()
+@device()
 def factor(band, first, blocks, wide, inverse, transposed):
     # float64[blocks * wide * 64], int64[blocks], int, int, float64[blocks * 64] twice -> in place
     """Cholesky factor of a symmetric positive definite matrix.
@@ -279,7 +279,7 @@ def factor(band, first, blocks, wide, inverse, transposed):
                 )
 
 
-@kernel()
+@device()
 def solve(band, last, blocks, wide, inverse, transposed, a, b):
     # as left by factor; float64[8 blocks] a and b in place
     """Solve for two right hand sides at once."""

@@ -27,7 +27,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from sparsespec._kernels._compile import kernel
+from sparsespec._kernels._compile import device, kernel
 
 LANES = 16
 
@@ -48,11 +48,8 @@ SHIFTS = 3
 
 # The index of a prange loop is unsigned, and unsigned with signed makes a float: hence np.intp around each.
 
-# For functions that only kernels call: without what it takes to call them from Python, which takes long to compile.
-device = numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
-
-@device
+@device()
 def pair_affinity(features, i, j):
     # float32(float32[N, C], intp, intp): of two different tokens
     difference = np.float32(0.0)
@@ -329,7 +326,7 @@ def _tile(vectors, context, signature, arguments, out):
     return found
 
 
-@device
+@device()
 def pack(features, panel, rows, columns):
     # void(float32[N, C], intp, float32[Q, C, 2 ROWS], float32[P, C, COLUMNS]): the tokens of one panel, for tiles
     size, channels = features.shape

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsespec._kernels._compile import kernel
+from sparsespec._kernels._compile import device, kernel
 from sparsespec._kernels.band import BLOCK, factor, solve
 
 # The null vector of the Laplacian is taken out by hand; the shift only has to keep the factorisation positive.
@@ -18,7 +18,7 @@ _MAX_ITERATIONS = 60
 _AREA = BLOCK * BLOCK
 
 
-@kernel(fastmath=True)
+@device(fastmath=True)
 def _dot(a, b, n):  # float64[:], float64[:], int -> float64
     total = 0.0
     for i in range(n):
@@ -26,13 +26,13 @@ def _dot(a, b, n):  # float64[:], float64[:], int -> float64
     return total
 
 
-@kernel()
+@device()
 def _subtract(x, scale, y, n):
     for i in range(n):
         x[i] -= scale * y[i]
 
 
-@kernel()
+@device()
 def _enter(indptr, indices, data, mine, local, pointers, columns, weights, degree):
     """Edges of a region's tokens to earlier ones of it, numbered within the region, and the tokens' degrees.
 
@@ -64,7 +64,7 @@ def _enter(indptr, indices, data, mine, local, pointers, columns, weights, degre
     return width
 
 
-@kernel()
+@device()
 def _fill_band(pointers, columns, weights, inverse_root, n, wide, band, first, last):
     """Blocks of the shifted normalised Laplacian, padded by an identity to whole blocks."""
     blocks = first.size
@@ -91,7 +91,7 @@ def _fill_band(pointers, columns, weights, inverse_root, n, wide, band, first, l
             last[other] = block
 
 
-@kernel()
+@device()
 def _fiedler(pointers, columns, weights, degree, n, width, cosines, tolerance, vectors, work, band):
     """Two smallest nontrivial eigenvectors of a connected region's normalised Laplacian, by block inverse iteration.
 
@@ -194,7 +194,7 @@ def _fiedler(pointers, columns, weights, degree, n, width, cosines, tolerance, v
     return value, np.sqrt(error / size), iterations, band
 
 
-@kernel()
+@device()
 def _sort(keys, spare, padded):
     """Sort int64 keys whose number is a multiple of eight: networks of eight, then merges; returns where they are."""
     for start in range(0, padded, BLOCK):
@@ -232,7 +232,7 @@ def _sort(keys, spare, padded):
     return keys
 
 
-@kernel()
+@device()
 def _order(vector, n, keys, spare):
     """Positions by rising entries, ties by position; beyond ten digits entries count as equal."""
     bits = 1
@@ -254,7 +254,7 @@ def _order(vector, n, keys, spare):
     return ordered
 
 
-@kernel()
+@device()
 def _sweep(pointers, columns, weights, degree, vector, n, keys, spare, rank, change):
     """Smallest normalised cut along the order of a vector, and how many tokens are before it; fills their ranks."""
     ordered = _order(vector, n, keys, spare)
@@ -284,7 +284,7 @@ def _sweep(pointers, columns, weights, degree, vector, n, keys, spare, rank, cha
     return max(best, 0.0), position
 
 
-@kernel()
+@device()
 def _best_of_sweeps(pointers, columns, weights, degree, vectors, n, keys, ranks, change):
     """Value, row of ranks and position of the smallest of the cuts along several vectors."""
     best, position, which = np.inf, 0, 0
@@ -298,7 +298,7 @@ def _best_of_sweeps(pointers, columns, weights, degree, vectors, n, keys, ranks,
     return best, which, position
 
 
-@kernel()
+@device()
 def find(parent, i):
     """Root of an element of a forest of parents, which becomes shallower."""
     while parent[i] != i:
@@ -307,14 +307,14 @@ def find(parent, i):
     return i
 
 
-@kernel()
+@device()
 def join(parent, i, j):
     """Make one tree of the two that the elements are in; its root is its first element."""
     one, other = find(parent, i), find(parent, j)
     parent[max(one, other)] = min(one, other)
 
 
-@kernel()
+@device()
 def _label_parts(pointers, columns, rank, position, n, parent, label, bounds):
     """Number the connected parts of the tokens ranked before a position, then those of the rest; returns how many.
 
@@ -342,7 +342,7 @@ def _label_parts(pointers, columns, rank, position, n, parent, label, bounds):
     return count
 
 
-@kernel()
+@device()
 def _bring_together(mine, label, n, bounds, spare):
     """Reorder tokens part by part, each sorted."""
     for i in range(n):
@@ -368,7 +368,7 @@ def sweep_region(indptr, indices, data, mine, vectors):
     return value, integers[1 + which, :n] < position
 
 
-@kernel()
+@device()
 def _make_scratch(indices, tokens, n):
     """Arrays for the cuts of regions of up to n tokens."""
     edges = indices.size // 2 + tokens + 1

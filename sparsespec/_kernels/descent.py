@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from sparsespec._kernels import boc, tiles
-from sparsespec._kernels._compile import kernel
+from sparsespec._kernels._compile import device, kernel
 
 # Tokens searched together.
 BLOCK = 64
@@ -31,7 +31,7 @@ WORDS = 2048
 _QUERIES, _CANDIDATES, _GROUP = tiles.QUERIES, tiles.CANDIDATES, tiles.GROUP
 
 
-@kernel()
+@device()
 def _dot(row, direction):
     # float32(float32[C], float32[C]): four sums side by side, the same ones on every machine
     whole = row.size // 4 * 4
@@ -46,7 +46,7 @@ def _dot(row, direction):
     return (t0 + t1) + (t2 + t3)
 
 
-@kernel()
+@device()
 def _divide(keys, order, first, middle, last):
     # void(float32[N], int32[N], intp, intp, intp): the lowest keys of [first, last) go to [first, middle)
     low, high = first, last - 1
@@ -116,7 +116,7 @@ def split_nodes(features, order, bounds, keys):
         _divide(keys, order, first, first + (n_blocks + 1) // 2 * BLOCK, last)
 
 
-@kernel()
+@device()
 def _keep(value, token, neighbours, values):
     # intp(float32, int32, int32[K], float32[K]): the place that it took in the list, highest first, or K
     room = values.size
@@ -136,7 +136,7 @@ def _keep(value, token, neighbours, values):
     return place
 
 
-@kernel()
+@device()
 def _search(rows, first, n_queries, candidates, n_candidates, unit, near, neighbours, values, work):
     # intp(int16[N, C], intp, intp, int32[:], intp, float32, intp, int32[B, K], float32[B, K], tuple): compare the
     # tokens from `first` with the candidates; the entries that came into the first `near` places of a list
@@ -179,7 +179,7 @@ def _search(rows, first, n_queries, candidates, n_candidates, unit, near, neighb
     return changed
 
 
-@kernel()
+@device()
 def _workspace(n_channels):
     # tuple(intp)
     return (
@@ -205,7 +205,7 @@ def search_all(rows, unit, neighbours, values):
         _search(rows, first, last - first, everyone, size, unit, 1, here, its_values, work)
 
 
-@kernel()
+@device()
 def _place_in_filter(token):
     # (int64, int64)(intp): a word of a block's filter, and two bits in it
     mixed = (np.int64(token) * np.int64(0x9E3779B1)) & np.int64(0xFFFFFFFF)

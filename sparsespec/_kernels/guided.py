@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparsespec._kernels._compile import kernel
+from sparsespec._kernels._compile import device, kernel
 
 # Steps of the guide's and the masks' values, and of the linear models' coefficients.
 _VALUE_STEP = 2.0**-16
@@ -51,19 +51,19 @@ def reduce_rows(pixels, top, peak, row_taps, row_weights, column_taps, column_we
             guide[2, g - at, x] = np.rint(b / peak / step) * step
 
 
-@kernel()
+@device()
 def _add_products(sums, one, other, sign):
     for x in range(one.size):
         sums[x] += sign * (np.float64(one[x]) * np.float64(other[x]))
 
 
-@kernel()
+@device()
 def _add_values(sums, values, sign):
     for x in range(values.size):
         sums[x] += sign * np.float64(values[x])
 
 
-@kernel()
+@device()
 def _repeat_ends(sums, half):
     """Repeat the first and last sum of each row, so that windows of 2 half + 1 around all of them have sums."""
     last = sums.shape[1] - half - 2
@@ -74,7 +74,7 @@ def _repeat_ends(sums, half):
             sums[c, i] = sums[c, last]
 
 
-@kernel()
+@device()
 def _add_row(sums, guide, y, half, sign):
     # float64 (9, w + 2 half + 1) += sign x (r, g, b, rr, rg, rb, gg, gb, bb) of a row of float32 (3, h, w)
     colours = guide.shape[0]
@@ -89,7 +89,7 @@ def _add_row(sums, guide, y, half, sign):
 # Several running sums at a time: each has to wait for its last addition.
 
 
-@kernel()
+@device()
 def _means_of_three(a, b, c, size, share, a_mean, b_mean, c_mean):
     a_sum, b_sum, c_sum = 0.0, 0.0, 0.0
     for i in range(size):
@@ -106,7 +106,7 @@ def _means_of_three(a, b, c, size, share, a_mean, b_mean, c_mean):
         c_sum += c_next[x] - c[x]
 
 
-@kernel()
+@device()
 def _means_of_four(a, b, c, d, size, share, a_mean, b_mean, c_mean, d_mean):
     a_sum, b_sum, c_sum, d_sum = 0.0, 0.0, 0.0, 0.0
     for i in range(size):
@@ -126,7 +126,7 @@ def _means_of_four(a, b, c, d, size, share, a_mean, b_mean, c_mean, d_mean):
         d_sum += d_next[x] - d[x]
 
 
-@kernel()
+@device()
 def _invert(windows, eps, statistics, at):
     # float64 (9, w) -> float32 (9, h, w) at a row
     for x in range(windows.shape[1]):
@@ -175,7 +175,7 @@ def guide_statistics(guide, top, height, half, eps, begin, end, statistics, at):
         _invert(windows, eps, statistics, y - at)
 
 
-@kernel()
+@device()
 def _enlarge_row(upper, lower, weight, tokens, weights, scratch, out):
     # two rows of bool (w,), int32 and float32 per column -> one row of the bilinear enlargement, multiples of 2^-16
     last = upper.size
@@ -189,7 +189,7 @@ def _enlarge_row(upper, lower, weight, tokens, weights, scratch, out):
         out[x] = np.rint(value / step) * step
 
 
-@kernel()
+@device()
 def _add_cross(sums, guide, y, left, membership, half, sign):
     # float64 (4, w + 2 half + 1) += sign x (r p, g p, b p, p)
     for c in range(guide.shape[0]):
@@ -197,7 +197,7 @@ def _add_cross(sums, guide, y, left, membership, half, sign):
     _add_values(sums[3, half:], membership, sign)
 
 
-@kernel()
+@device()
 def _solve(p, rp, gp, bp, r, g, b, i00, i01, i02, i11, i12, i22, a0, a1, a2, offset):
     # means of p and of r p, g p, b p, statistics -> the model, (w,) each
     for x in range(p.size):
@@ -287,7 +287,7 @@ def average_models(raw, raw_first, top, bottom, half, begin, end, models, first)
 # ones, and with two dimensions strides.
 
 
-@kernel()
+@device()
 def _bound_models(a, b, c, d, a_below, b_below, c_below, d_below, most, least):
     zero = np.float32(0.0)
     for x in range(most.size):
@@ -299,7 +299,7 @@ def _bound_models(a, b, c, d, a_below, b_below, c_below, d_below, most, least):
         least[x] = min(above, below) - _SLACK
 
 
-@kernel()
+@device()
 def _bound_cells(upper, upper_right, lower, lower_right, most, least, ground):
     for x in range(most.size):
         most[x] = max(upper[x], upper_right[x])
@@ -307,14 +307,14 @@ def _bound_cells(upper, upper_right, lower, lower_right, most, least, ground):
         ground[x] = max(ground[x], least[x])
 
 
-@kernel()
+@device()
 def _decide_cells(most, least, ground, threshold, value, decided):
     for x in range(decided.size):
         mine = value if least[x] > threshold and decided[x] == 0 else np.int32(-1)
         decided[x] = mine if most[x] > ground[x] else decided[x]
 
 
-@kernel()
+@device()
 def _read_pixels(pixels, peak, threshold, red, green, blue, best, labels):
     for x in range(red.size):
         red[x] = np.float32(pixels[3 * x]) / peak
@@ -325,7 +325,7 @@ def _read_pixels(pixels, peak, threshold, red, green, blue, best, labels):
         labels[x] = 0
 
 
-@kernel()
+@device()
 def _interpolate(models, below, cells, left, weights, flat, slope):
     for x in range(flat.size):
         i = np.uint32(cells[x] - left)
@@ -335,7 +335,7 @@ def _interpolate(models, below, cells, left, weights, flat, slope):
         slope[x] = (v - u) + weights[x] * (dv - du)
 
 
-@kernel()
+@device()
 def _claim(a, b, c, d, a_slope, b_slope, c_slope, d_slope, down, red, green, blue, value, best, labels):
     for x in range(best.size):
         membership = (
@@ -349,7 +349,7 @@ def _claim(a, b, c, d, a_slope, b_slope, c_slope, d_slope, down, red, green, blu
         labels[x] = value if better else labels[x]
 
 
-@kernel()
+@device()
 def _fill(values, value):
     for x in range(values.size):
         values[x] = value

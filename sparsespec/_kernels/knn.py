@@ -12,8 +12,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from sparsespec._kernels._compile import kernel
-from sparsespec._kernels.boc import COLUMNS, ROWS, device, lowest_bit, pack, tile_affinities, tile_hits
+from sparsespec._kernels._compile import device, kernel
+from sparsespec._kernels.boc import COLUMNS, ROWS, lowest_bit, pack, tile_affinities, tile_hits
 
 # Affinities above 0 are at least the rounding of 1: no pair with an affinity lies below this, none without reaches it.
 _LEAST = np.float32(1e-30)
@@ -22,7 +22,7 @@ _NONE = np.uint64(0)
 _FIRST = 512 // COLUMNS
 
 
-@device
+@device()
 def _count_at_least(keys, count, least):
     reached = 0
     for place in range(count):
@@ -30,7 +30,7 @@ def _count_at_least(keys, count, least):
     return reached
 
 
-@device
+@device()
 def _cut(keys, count, wanted):
     # (int32, int32, intp)(int32[...], intp, intp): a number that `wanted` keys reach, or more only if as many are equal
     # to it; the next number; how many reach it. Keys below 1 don't count; fewer than wanted reach 1: (1, ..., fewer).
@@ -57,7 +57,7 @@ def _cut(keys, count, wanted):
     return low, high, reached
 
 
-@device
+@device()
 def _keep_best(i, wanted, neighbours, weights, counts):
     # float32(intp, intp, int32[N, room], float32[N, room], int32[N]): leave the `wanted` best of more in the list of i,
     # and return the affinity of the last of them. Floats that aren't negative are in the order of their bits, so it is
@@ -101,7 +101,7 @@ def _keep_best(i, wanted, neighbours, weights, counts):
     return least
 
 
-@device
+@device()
 def _begin(panel, panels, wanted, rows, columns, thresholds, neighbours, weights, counts, line, tile):
     # intp(...): the first list of every token of some panels, from these panels; how many affinities were computed
     size = counts.size
@@ -146,7 +146,7 @@ def _begin(panel, panels, wanted, rows, columns, thresholds, neighbours, weights
     return ((width + ROWS - 1) // ROWS) * (stop - panel) * ROWS * COLUMNS
 
 
-@device
+@device()
 def _offer(i, j, value, wanted, neighbours, weights, counts, thresholds):
     # void(intp, intp, float32, intp, int32[N, room], float32[N, room], int32[N], float32[...]): j to the list of i
     count = counts[i]
@@ -157,7 +157,7 @@ def _offer(i, j, value, wanted, neighbours, weights, counts, thresholds):
         thresholds[i] = _keep_best(i, wanted, neighbours, weights, counts)
 
 
-@device
+@device()
 def _meet(first, second, strip, wanted, rows, columns, thresholds, neighbours, weights, counts, tile, hits):
     # intp(...): all pairs of two strips of `strip` panels each, or within one; how many were computed. Not those that
     # began together.

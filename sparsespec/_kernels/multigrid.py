@@ -10,14 +10,14 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from sparsespec._kernels._compile import kernel
+from sparsespec._kernels._compile import device, kernel
 
 COLUMNS = 8
 # Rows whose sums are taken together.
 ROWS = 1024
 
 
-@kernel(fastmath=True)
+@device(fastmath=True)
 def _row_product(indices, data, start, stop, x, c):
     """Return columns c to c + 7 of one row's product with x."""
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = x.dtype.type(0)
@@ -102,7 +102,7 @@ def residuals(indptr, indices, data, x, values, out, squares):
                 squares[block, c + 7] += r7 * r7
 
 
-@kernel(fastmath=True)
+@device(fastmath=True)
 def _row_images(indices, data, start, stop, x, y, r, offset):
     """Write one row's product with x to y[r, offset:]."""
     for c in range(0, x.shape[1], COLUMNS):

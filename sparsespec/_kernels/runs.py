@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsespec._kernels._compile import kernel
+from sparsespec._kernels._compile import device, kernel
 
 
 @kernel()
@@ -31,7 +31,7 @@ def find_runs(labels, begin, end, first_run, starts, values):
                     values[run] = row[x]
 
 
-@kernel()
+@device()
 def _root(parent, run):
     while parent[run] != run:
         parent[run] = parent[parent[run]]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
-from sparsespec._kernels._compile import kernel
+from sparsespec._kernels._compile import device, kernel
 
 
-@kernel(fastmath=True)
+@device(fastmath=True)
 def _dot(a, b):  # float64[N], float64[N] -> float64
     total = 0.0
     for i in range(a.size):
@@ -16,7 +15,7 @@ def _dot(a, b):  # float64[N], float64[N] -> float64
     return total
 
 
-@kernel()
+@device()
 def _apply(indptr, indices, data, diagonal, strength, x, out):
     # (I + strength (D - W)) x, with I + strength D on the diagonal
     for i in range(x.size):
@@ -27,8 +26,19 @@ def _apply(indptr, indices, data, diagonal, strength, x, out):
 
 
 @kernel()
-def _conjugate_gradients(indptr, indices, data, diagonal, strength, tolerance, most, right, x):
+def diffuse(indptr, indices, data, strength, tolerance, most, right, x):
+    # int(int[N + 1], int[E], float64[E], float, float, int, float64[N], float64[N]): iterations; x in place
+    """Solve (I + strength (D - W)) x = right from the given x, with a diagonal preconditioner.
+
+    Stops at a residual of `tolerance` of the right-hand side, or after `most` iterations.
+    """
     n = x.size
+    diagonal = np.empty(n)
+    for i in range(n):
+        degree = 0.0
+        for e in range(indptr[i], indptr[i + 1]):
+            degree += data[e]
+        diagonal[i] = 1.0 + strength * degree
     r, z, p, q = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
     _apply(indptr, indices, data, diagonal, strength, x, r)
     for i in range(n):
@@ -50,23 +60,3 @@ def _conjugate_gradients(indptr, indices, data, diagonal, strength, tolerance, m
         for i in range(n):
             p[i] = z[i] + rz / before * p[i]
     return iteration
-
-
-@kernel(parallel=True)
-def diffuse(indptr, indices, data, strength, tolerance, most, right, x, iterations):
-    # int[N + 1], int[E], float64[E], float, float, int, float64[m, N] x 2, int64[m] -> x, iterations in place
-    """Solve (I + strength (D - W)) x = right for each row, from the given x, with a diagonal preconditioner.
-
-    Rows stop at a residual of `tolerance` of their right-hand side, or after `most` iterations.
-    """
-    n = indptr.size - 1
-    diagonal = np.empty(n)
-    for i in range(n):
-        degree = 0.0
-        for e in range(indptr[i], indptr[i + 1]):
-            degree += data[e]
-        diagonal[i] = 1.0 + strength * degree
-    for row in numba.prange(right.shape[0]):
-        iterations[row] = _conjugate_gradients(
-            indptr, indices, data, diagonal, strength, tolerance, most, right[row], x[row]
-        )

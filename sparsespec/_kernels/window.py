@@ -15,15 +15,15 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from sparsespec._kernels._compile import kernel
-from sparsespec._kernels.boc import LANES, SHIFTS, count_at_least, device, lanes_at_least, lowest_bit, window_affinities
+from sparsespec._kernels._compile import device, kernel
+from sparsespec._kernels.boc import LANES, SHIFTS, count_at_least, lanes_at_least, lowest_bit, window_affinities
 
 LARGEST = 0
 MARK = 1
 FILL = 2
 
 
-@device
+@device()
 def _lay_line(features, width, y, left, slot, lines):
     # void(float32[N, C], intp, intp, intp, intp, float32[slots, C, M]): tokens left, left + 1, ... of line y of the
     # grid into the ring; NaN where the grid has none
@@ -41,7 +41,7 @@ def _lay_line(features, width, y, left, slot, lines):
             lines[slot, c, x] = features[token, c]
 
 
-@device
+@device()
 def _block_affinities(lines, y, height, x, up, down, aside, joined, found):
     # intp(float32[slots, C, M], intp, intp, intp, intp, intp, intp, uint16[P + SHIFTS], float32[P + SHIFTS, LANES]):
     # LANES tokens of line y from column x + aside of the ring against every place of their window, from `up` lines
@@ -72,7 +72,7 @@ def _block_affinities(lines, y, height, x, up, down, aside, joined, found):
     return computed
 
 
-@device
+@device()
 def _mark_nearest(found, places, n_neighbors, low, high, middle, counts, marks):
     # void(float32[P + SHIFTS, LANES], intp, intp, int32[LANES] x 4, uint16[P]): the n highest above 0 of every lane.
     # Floats that aren't negative are in the order of their bits, so the n-th highest is found by halving the range.
@@ -119,7 +119,7 @@ def _mark_nearest(found, places, n_neighbors, low, high, middle, counts, marks):
             place -= 1
 
 
-@device
+@device()
 def _joined(marks, blocks, y, x, width, height, down, aside, out):
     # void(uint16[height blocks, P], intp, intp, intp, intp, intp, intp, intp, uint16[P + SHIFTS]): which of LANES
     # tokens of line y from column x are joined to each place: either end has marked the other. No marks: all there are.
@@ -168,7 +168,7 @@ def count_rows(marks, width, height, down, aside, counts):
                     bits &= bits - np.uint64(1)
 
 
-@device
+@device()
 def _fill_rows(token, width, down, aside, joined, found, heads, start, indices, data, divisor, first, kinds, sharpness):
     # int32(...): the rows of LANES tokens from `token`, see `sweep`; the bits of the largest affinity
     across = 2 * aside + 1
