@@ -279,6 +279,9 @@ class Segmenter:
             elif len(masks) < self._n_instances:
                 masks = instances.split_until(masks, self._n_instances, cutter)
             scores = candidates.votes(masks)
+            # In the order of the result already: where no mask is lost on the way, its label is its number.
+            by_score = np.argsort(-scores, kind="stable")
+            masks, scores = masks[by_score], scores[by_score]
             fiedler = [cutter.fiedler_value(cutter.tokens_of(mask)) for mask in masks]
         with clock("refine"):
             token_masks = masks.reshape(-1, *grid)
