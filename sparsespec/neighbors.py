@@ -112,10 +112,10 @@ def approximate_neighbors(
     Examples
     --------
     >>> import numpy as np
-    >>> row_of_four = np.array([[1.0, 0.0], [1.0, 0.1], [0.1, 1.0], [0.0, 1.0]])
-    >>> neighbours, weights, counts = approximate_neighbors(row_of_four, 1)
+    >>> four = np.array([[1.0, 0.0], [1.0, 0.5], [0.1, 1.0], [0.0, 1.0]])
+    >>> neighbours, weights, counts = approximate_neighbors(four, 1)
     >>> neighbours.ravel().tolist(), counts.tolist()
-    ([1, 0, 0, 1], [1, 1, 1, 1])
+    ([1, 0, 1, 1], [1, 1, 1, 1])
     """
     found = _search(features, n_neighbors, grid=grid, seed=seed, threads=threads)
     return found.neighbours, found.weights, found.counts
