@@ -344,7 +344,12 @@ def absorb_specks(
     taken_by = np.arange(count)
     taken_by[inner[by_length]] = outer[by_length]
     value = label_of[taken_by]
-    write_regions(first_run, starts, region, value != label_of, value, np.asarray(out))
+    changed, target = value != label_of, np.asarray(out)
+
+    def write(begin: int, end: int) -> None:
+        write_regions(first_run, starts, region, changed, value, begin, end, target)
+
+    _by_rows(target, threads, write)
     return out
 
 

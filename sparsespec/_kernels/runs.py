@@ -120,15 +120,15 @@ def outlines(first_run, starts, width, region, small, inner, outer, length):
 
 
 @kernel()
-def write_regions(first_run, starts, region, changed, value, labels):
-    # ..., bool (regions,), int32 (regions,) -> (h, w) labels in place
-    """Give every pixel of the changed regions a new label; the others aren't touched."""
+def write_regions(first_run, starts, region, changed, value, begin, end, labels):
+    # ..., bool (regions,), int32 (regions,), rows -> (h, w) labels in place
+    """Give every pixel of the changed regions in rows `begin` to `end` a new label; the others aren't touched."""
     width = labels.shape[1]
-    for y in range(first_run.size - 1):
+    for y in range(begin, end):
         for run in range(first_run[y], first_run[y + 1]):
             if changed[region[run]]:
-                end = starts[run + 1] if run + 1 < first_run[y + 1] else width
-                labels[y, starts[run] : end] = value[region[run]]
+                stop = starts[run + 1] if run + 1 < first_run[y + 1] else width
+                labels[y, starts[run] : stop] = value[region[run]]
 
 
 @kernel()
