@@ -1,7 +1,8 @@
 """Which tokens are object at all: objectness maps on the token grid, none of them learned.
 
-The Fiedler vector of the whole image, which the paper takes, is in :mod:`sparsespec.paper`; what is here measured
-better and needs no eigenvectors: objects are what differs from the image's border.
+Objects are what differs from the image's border: :func:`border_contrast` measured best, and needs no eigenvectors. With
+them, :func:`eigenvector_contrast` does for any number of tokens what the published method (:mod:`sparsespec.paper`)
+does on a dense matrix, and chooses the vector by the border as well.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 
+from sparsespec._checks import check_count, check_grid
 from sparsespec._kernels import smoothing as kernels
 from sparsespec._threads import Team
-from sparsespec.channels import normalize_tokens, token_norms
+from sparsespec.channels import noise_channel_reduction, normalize_tokens, token_norms
+from sparsespec.spectral import ThresholdedAffinity, smallest_eigenpairs
 
 FloatArray = npt.NDArray[np.floating]
 
@@ -98,6 +101,58 @@ def border_contrast(features: FloatArray, grid: tuple[int, int], n_prototypes: i
     # Scaled afterwards: unit copies of all tokens would take longer than the products.
     likeness = (features @ prototypes.T).max(axis=1)
     return np.asarray(1 - likeness / token_norms(features), dtype=np.float32)
+
+
+def eigenvector_contrast(
+    features: npt.ArrayLike, grid: tuple[int, int], *, keep: float = 1 / 3, n_vectors: int = 4
+) -> npt.NDArray[np.float64]:
+    """Objectness as the eigenvector of the whole image whose one side keeps clear of the image's border.
+
+    Of the tokens at unit length NCR keeps the quiet channels; the affinity of two tokens is their product, or 0 where
+    that is negative, between all tokens, and never formed (:class:`sparsespec.spectral.ThresholdedAffinity`). The
+    published method takes the second smallest eigenvector of its Laplacian and calls its smaller side the object; often
+    it is a later one. Among the ``n_vectors`` after the first and both their signs, this is the one whose positive side
+    holds the smallest share of the border, at least 1 % of the tokens and at most 70 %, if there is such a side.
+
+    Memory is linear in the number of tokens, time quadratic, with a product of all tokens with all in each iteration:
+    1 s for 12,000 tokens on two cores, 7 s for 30,000.
+
+    Parameters
+    ----------
+    features
+        (N, C) real numbers, row-major over the grid; the length of a row doesn't matter.
+    grid
+        (h, w), h w = N.
+    keep
+        See :func:`sparsespec.channels.noise_channel_reduction`.
+    n_vectors
+        How many eigenvectors to choose from.
+
+    Returns
+    -------
+    (N,) float64 array
+        Positive for the object, of unit length; zeros where the image has no other eigenvector than the first.
+
+    Raises
+    ------
+    ValueError
+        ``features`` isn't an (N, C) array of real, finite numbers, ``grid`` doesn't hold N tokens, ``keep`` is outside
+        (0, 1], or ``n_vectors`` is below 1.
+    """
+    unit = normalize_tokens(features)
+    height, width = check_grid(grid, len(unit))
+    n_vectors = check_count(n_vectors, name="n_vectors")
+    quiet = unit[:, noise_channel_reduction(unit, keep)]
+    pairs = smallest_eigenpairs(ThresholdedAffinity(quiet), min(n_vectors + 1, len(unit)))
+    vectors = pairs.random_walk_vectors()[:, 1:]
+    if not vectors.shape[1]:
+        return np.zeros(len(unit))
+    sides = np.concatenate([vectors, -vectors], axis=1)
+    inside = sides > 0
+    area = inside.mean(axis=0)
+    score = inside[border_tokens((height, width))].mean(axis=0) + (area > 0.7) + (area < 0.01)
+    chosen = sides[:, int(np.argmin(score))]
+    return np.asarray(chosen / np.linalg.norm(chosen))
 
 
 def smooth(values: FloatArray, affinity: csr_array, strength: float = 3.0) -> npt.NDArray[np.float64]:

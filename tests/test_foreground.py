@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import scipy.linalg
 from scipy.sparse import csr_array, eye_array
 
 from sparsespec import foreground
 from sparsespec.affinity import grid_edges
-from sparsespec.channels import normalize_tokens
+from sparsespec.channels import noise_channel_reduction, normalize_tokens
 
 BORDERS = {
     (1, 1): [0],
@@ -218,3 +221,52 @@ def test_contrast_without_masks_is_empty() -> None:
 def test_contrast_where_masks_cover_everything_is_against_the_least_token() -> None:
     masks = np.array([[1, 1, 0], [0, 0, 1]], bool)
     np.testing.assert_allclose(foreground.contrast(masks, np.array([3.0, 5.0, 1.0])), [4 - 1, 0])
+
+
+def test_the_eigenvector_of_a_picture_in_two_parts_tells_the_inner_one() -> None:
+    rng = np.random.default_rng(7)
+    inside = np.zeros((12, 15), bool)
+    inside[4:9, 5:11] = True
+    # Objects and ground point apart, so that the threshold at zero acts.
+    ground, thing = rng.standard_normal((2, 30))
+    features = np.where(inside.reshape(-1, 1), thing, ground - 0.3 * thing) + 0.1 * rng.standard_normal((180, 30))
+    found = foreground.eigenvector_contrast(features, (12, 15))
+    assert np.array_equal((found > 0).reshape(12, 15), inside)
+    assert np.linalg.norm(found) == pytest.approx(1)
+
+
+def test_the_eigenvector_is_one_of_the_dense_matrix() -> None:
+    features = np.random.default_rng(8).standard_normal((54, 40)) + 0.2
+    found = foreground.eigenvector_contrast(features, (6, 9), n_vectors=3)
+    unit = normalize_tokens(features)
+    quiet = unit[:, noise_channel_reduction(unit)].astype(np.float64)
+    weights = np.maximum(quiet @ quiet.T, 0)
+    values, vectors = scipy.linalg.eigh(np.diag(weights.sum(axis=1)) - weights, np.diag(weights.sum(axis=1)))
+    sides = np.concatenate([vectors[:, 1:4], -vectors[:, 1:4]], axis=1)
+    sides /= np.linalg.norm(sides, axis=0)
+    assert np.all(np.diff(values[:5]) > 1e-3)
+    cosines = found @ sides
+    chosen = int(np.argmax(cosines))
+    assert cosines[chosen] == pytest.approx(1, abs=1e-4)
+    on_border = (sides[foreground.border_tokens((6, 9))] > 0).mean(axis=0)
+    assert on_border[chosen] == on_border.min()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_eigenvector_of_a_few_tokens(size: int) -> None:
+    found = foreground.eigenvector_contrast(np.ones((size, 4)), (1, size))
+    assert found.shape == (size,)
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"grid": (5, 9)}, r"grid \(5, 9\) does not hold the 54 tokens"),
+        ({"keep": 0.0}, "keep must be a share"),
+        ({"n_vectors": 0}, "n_vectors must be an integer of at least 1"),
+    ],
+)
+def test_the_eigenvector_wants_sense(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        foreground.eigenvector_contrast(np.ones((54, 4)), **{"grid": (6, 9), **arguments})
