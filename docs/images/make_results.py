@@ -78,7 +78,7 @@ def results(segmenter: Segmenter) -> Picture:
 
 def limits(segmenter: Segmenter) -> Picture:
     """Photographs on which the method does badly."""
-    # The bricks as most photographs come, with the blocks of JPEG: without them nothing is found.
+    # The bricks as most photographs come, with the blocks of JPEG: without them less is found.
     bricks = Image.open(io.BytesIO(jpeg_bytes(np.stack([skimage.data.brick()] * 3, axis=2))))
     photos = [skimage.data.astronaut(), skimage.data.chelsea(), np.asarray(bricks)]
     height = row_height(photos, STAGES_WIDTH)
