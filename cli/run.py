@@ -123,28 +123,29 @@ class PositiveNumber(click.ParamType):
     "--long-side",
     type=click.IntRange(min=1),
     metavar="PIXELS",
-    help="Reduce the longer side of each image to so many pixels for the network. Time and memory grow with the square"
-    " of it, and smaller objects are seen. At most one of --long-side, --scale and --megapixels.",
+    help="Bring the longer side of each image to so many pixels for the network, by default 448. Time and memory grow"
+    " with the square of it, and smaller objects are seen. At most one of --long-side, --scale and --megapixels.",
 )
 @click.option(
     "--scale",
     type=PositiveNumber(),
     metavar="S",
-    help="Pixels for the network for each pixel along a side of the image: 0.5 is half its resolution, 1 all of it,"
-    " at four times the time and memory.",
+    help="Pixels for the network for each pixel along a side of the image: 0.5 is half its resolution; 1, all, takes"
+    " four times the time and memory of that.",
 )
 @click.option(
     "--megapixels",
     type=PositiveNumber(),
     metavar="M",
-    help="Size of the network's input in millions of pixels, whatever the image's: time and memory grow in proportion.",
+    help="At most so many million pixels for the network, to which larger images are reduced: time and memory grow in"
+    " proportion.",
 )
 @click.option(
     "--max-megapixels",
     type=PositiveNumber(),
     metavar="M",
-    help="Refuse images with more millions of pixels, by default 250: as an array they take 3 MB a megapixel. Tiled and"
-    " stripped TIFF, which is never held whole, may have 80 times as many.",
+    help="Refuse images with more millions of pixels, by default 250: decoded, they take 3 to 6 MB each. Large TIFF"
+    " in tiles or strips is read piece by piece, and may have 80 times as many.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the results of an earlier run in the output folder.")
 @click.option("--no-overlays", is_flag=True, help="Leave out the overlays: less time, less space.")

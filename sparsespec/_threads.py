@@ -6,8 +6,9 @@ import functools
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 _CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
@@ -57,6 +58,25 @@ def granted_cpus() -> int:
     return available_cpus()
 
 
+_limit = threading.local()
+
+
+@contextmanager
+def limited_threads(threads: int | None) -> Iterator[None]:
+    """Let everything that the calling thread does meanwhile, and that isn't told otherwise, use at most so many."""
+    before = getattr(_limit, "threads", None)
+    _limit.threads = threads
+    try:
+        yield
+    finally:
+        _limit.threads = before
+
+
+def default_threads() -> int:
+    """Return how many threads to use where nothing was said: the limit in force, or all that were granted."""
+    return getattr(_limit, "threads", None) or granted_cpus()
+
+
 class Team:
     """Threads of Python that share the work of kernels which let go of the interpreter lock.
 
@@ -67,11 +87,11 @@ class Team:
     Parameters
     ----------
     threads
-        At most so many; None for all that the process was granted.
+        At most so many; None for :func:`default_threads`.
     """
 
     def __init__(self, threads: int | None = None) -> None:
-        self._others = max(1, threads or granted_cpus()) - 1
+        self._others = max(1, threads or default_threads()) - 1
 
     def share(self, work: Callable[[int, int], object], begin: int, end: int, at_once: int = 1) -> None:
         """Call ``work(from, to)`` for stretches of a range until all is done; each thread takes the next one.

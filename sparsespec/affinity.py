@@ -30,7 +30,7 @@ from scipy.sparse import csr_array
 from sparsespec._checks import check_count, check_features, check_grid
 from sparsespec._kernels import boc, knn, window
 from sparsespec._kernels._compile import parallel_region
-from sparsespec._threads import available_cpus
+from sparsespec._threads import default_threads
 
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.intp]
@@ -437,7 +437,7 @@ def _nearest_of_all(
     counts = np.zeros(size, np.int32)
     rows, columns = _tiles(features)
     # Enough meetings of two strips at a time to keep every thread busy to the end of each round.
-    strips = 4 * (threads or available_cpus())
+    strips = 4 * (threads or default_threads())
     with parallel_region(threads):
         computed = knn.nearest_of_all(features, wanted, strips, rows, columns, neighbours, weights, counts)
     return neighbours, weights, counts, computed

@@ -218,8 +218,8 @@ class Backbone:
         no lower near seams than elsewhere, and 95 % and 92 % of the pixels got the same label (tiles alone: 93 % and
         89 %). Labels turn on small differences: the 8-bit and the float32 model, both in one piece, have a cosine of
         0.9997 and agree on 98 %. Where labels must not depend on tiles, raise ``max_tokens``. One piece costs memory in
-        proportion to its tokens, and time a little more than that: on two cores 0.11 ms for each token in runs of 1024,
-        0.27 ms in runs of 4096 and 0.50 ms in runs of 8192, up to which tiles and views aren't faster.
+        proportion to its tokens, and more time for each the more there are: on two cores 0.11 ms in runs of 1024
+        tokens, 0.27 ms in runs of 4096 and 0.45 ms in runs of 8192, where tiles and a view take 0.32 ms.
 
         Parameters
         ----------

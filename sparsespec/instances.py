@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from sparsespec._checks import check_grid
 from sparsespec._kernels import cuts as kernels
 from sparsespec._kernels import regions
-from sparsespec._threads import Team, granted_cpus
+from sparsespec._threads import Team, default_threads
 from sparsespec.spectral import smallest_eigenpairs
 
 BoolArray = npt.NDArray[np.bool_]
@@ -251,7 +251,7 @@ class RegionCutter:
         if not tasks.size:
             return 0, 0, 0.0
         sizes = forest.sizes[tasks]
-        workers = min(self._threads or granted_cpus(), tasks.size) if sizes.sum() > _ALONE_UP_TO else 1
+        workers = min(self._threads or default_threads(), tasks.size) if sizes.sum() > _ALONE_UP_TO else 1
         workers = max(1, min(workers, _BAND_BYTES // (int(sizes.max()) * self._band_width)))
         # The most work first, dealt out to and fro.
         tasks = tasks[np.argsort(-sizes, kind="stable")]

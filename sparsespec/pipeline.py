@@ -15,6 +15,7 @@ from scipy.sparse import csr_array
 
 from sparsespec import __version__, affinity, channels, foreground, instances, paper, refine
 from sparsespec._checks import check_count
+from sparsespec._threads import limited_threads
 from sparsespec.backbone import DEFAULT_LONG_SIDE, Backbone, TokenFeatures
 from sparsespec.images import PixelSource, as_pixels
 
@@ -119,12 +120,12 @@ class Segmenter:
     method
         "sparse", or "paper" for the published method step by step on dense matrices, which needs ``n_instances``.
     rng
-        Seed or generator for k-means of ``method="paper"``; the sparse method draws no random numbers. A generator is
+        Seed or generator for k-means of ``method="paper"``; the sparse method does not depend on it. A generator is
         used up to make a seed, once: every image is then segmented as if it were the first.
     long_side, scale, megapixels
         Size of the network's input, one of: pixels along the image's longer side (448 where nothing is given), network
-        pixels per pixel of the image (1 for its own resolution), or millions of network pixels. Labels have the size of
-        the image in any case.
+        pixels per pixel of the image (1 for its own resolution), or at most so many million network pixels. Labels have
+        the size of the image in any case.
     providers, threads
         See :class:`~sparsespec.backbone.Backbone`; not with a Backbone as the model.
     settings
@@ -216,9 +217,10 @@ class Segmenter:
         clock = _Clock()
         pixels = as_pixels(image)
         run = self._sparse if self._method == "sparse" else self._paper
-        found = run(pixels, clock, out)
-        with clock("refine"):
-            scores, boxes, order = _in_order(found.labels, found.scores, self._backbone.threads)
+        with limited_threads(self._backbone.threads):
+            found = run(pixels, clock, out)
+            with clock("refine"):
+                scores, boxes, order = _in_order(found.labels, found.scores)
         info = {
             "version": __version__,
             "model": found.of_tokens["model"],
@@ -248,7 +250,7 @@ class Segmenter:
         return tokens
 
     def _sparse(self, pixels: PixelSource, clock: _Clock, out: npt.NDArray[np.integer[Any]] | None) -> _Found:
-        settings, threads = self._settings, self._backbone.threads
+        settings = self._settings
         tokens = self._features(pixels, clock)
         grid, extent, of_tokens = tokens.grid, _extent(tokens), tokens.info
         token_side = tokens.patch_size / tokens.scale
@@ -257,7 +259,7 @@ class Segmenter:
         with clock("channels"):
             reduced = [channels.instance_channels(f, settings.keep, settings.keep_deviation) for f in kinds]
         with clock("affinity"):
-            graph = affinity.local_affinity(reduced, grid, sharpness=settings.sharpness, threads=threads)
+            graph = affinity.local_affinity(reduced, grid, sharpness=settings.sharpness)
             ratio = settings.smoothing_sharpness / settings.sharpness
             smoothing_graph = csr_array((graph.data**ratio, graph.indices, graph.indptr), shape=graph.shape)
         with clock("foreground"):
@@ -269,7 +271,7 @@ class Segmenter:
         # At high resolution these are most of the memory, and what follows needs the graph alone.
         del tokens, kinds, reduced
         with clock("instances"):
-            cutter = instances.RegionCutter(graph, grid, threads=threads)
+            cutter = instances.RegionCutter(graph, grid)
             cut_thresholds = [cut * 32 / max(grid) for cut in settings.cut_thresholds]
             candidates = instances.propose(maps, cutter, cut_thresholds=cut_thresholds)
             masks = instances.select(candidates, min_votes=settings.min_votes, n_instances=self._n_instances)
@@ -291,10 +293,9 @@ class Segmenter:
                 extent,
                 radius=settings.filter_radius,
                 eps=settings.filter_eps,
-                threads=threads,
                 out=out,
             )
-            refine.absorb_specks(labels, settings.min_speck * token_side**2, out=labels, threads=threads)
+            refine.absorb_specks(labels, settings.min_speck * token_side**2, out=labels)
             if self._n_instances is not None:
                 refine.keep_all(labels, token_masks, extent)
         record = cutter.record
@@ -335,7 +336,7 @@ class Segmenter:
         return _Found(labels, sizes / max(sizes.sum(), 1), tokens.grid, tokens.info, details)
 
 
-def segment(image: npt.ArrayLike, **options: Any) -> Segmentation:
+def segment(image: npt.ArrayLike | PixelSource, **options: Any) -> Segmentation:
     """Segment one image with a new :class:`Segmenter`, whose options it takes.
 
     For more than one image make a Segmenter and call it: the model is then opened once.
@@ -343,7 +344,8 @@ def segment(image: npt.ArrayLike, **options: Any) -> Segmentation:
     Parameters
     ----------
     image
-        (H, W, 3), (H, W, 4) or (H, W) array; uint8, uint16, bool, or float in [0, 1].
+        (H, W, 3), (H, W, 4) or (H, W) array; uint8, uint16, bool, or float in [0, 1]; or a
+        :class:`~sparsespec.images.PixelSource`.
     **options
         See :class:`Segmenter`.
 
@@ -395,16 +397,16 @@ def _extent(tokens: TokenFeatures) -> tuple[float, float]:
 
 
 def _in_order(
-    labels: npt.NDArray[np.integer[Any]], scores: npt.NDArray[np.float64], threads: int
+    labels: npt.NDArray[np.integer[Any]], scores: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.intp]]:
     """Number the instances that have pixels by falling score, in place: scores, boxes, and which masks they were."""
-    boxes, pixels = refine.label_boxes(labels, len(scores), threads=threads)
+    boxes, pixels = refine.label_boxes(labels, len(scores))
     present = np.flatnonzero(pixels[1:])
     order = present[np.argsort(-scores[present], kind="stable")]
     number = np.zeros(len(scores) + 1, np.int64)
     number[order + 1] = np.arange(1, len(order) + 1)
     if not np.array_equal(number[present + 1], present + 1):
-        refine.relabel(labels, number, threads=threads)
+        refine.relabel(labels, number)
     return scores[order].astype(np.float32), boxes[order].astype(np.float32), order
 
 

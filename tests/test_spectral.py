@@ -585,7 +585,7 @@ class TestRepeatable:
         affinity = region_grid(100, 100, radius=2)
         found = []
         for threads in (1, 2, 4):
-            monkeypatch.setattr(_compile, "granted_cpus", lambda threads=threads: threads)
+            monkeypatch.setattr(_compile, "default_threads", lambda threads=threads: threads)
             pairs = smallest_eigenpairs(affinity, 6, "amg-lobpcg")
             found.append((pairs.values.tobytes(), pairs.vectors.tobytes(), pairs.iterations))
         assert found[0] == found[1] == found[2]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numba
 
-from sparsespec._threads import granted_cpus
+from sparsespec._threads import default_threads
 
 # No "nnan" and no "ninf": kernels are asked about NaN and infinity and must answer as documented.
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
@@ -68,13 +68,13 @@ def device(*, fastmath: bool = False) -> Callable[[_Function], _Function]:
 
 @contextmanager
 def parallel_region(threads: int | None = None) -> Iterator[None]:
-    """Run parallel kernels one at a time and on no more threads than the process was granted.
+    """Run parallel kernels one at a time, on so many threads or on :func:`~sparsespec._threads.default_threads`.
 
     Numba's fallback threading layer aborts the process when two Python threads enter it at once, hence the lock.
     """
     with _parallel_lock:
         before = numba.get_num_threads()
-        numba.set_num_threads(max(1, min(threads or granted_cpus(), numba.config.NUMBA_NUM_THREADS)))
+        numba.set_num_threads(max(1, min(threads or default_threads(), numba.config.NUMBA_NUM_THREADS)))
         try:
             yield
         finally:

@@ -38,7 +38,7 @@ __all__ = ["ImageSegmenter", "Outcome", "process_image"]
 THUMBNAIL_SIDE = 420
 """Longest side of a picture in the report, in pixels."""
 
-_DETAILS = ("model", "grid", "tokens", "solver", "provider")
+_DETAILS = ("model", "grid", "tokens", "tiles", "views", "solver", "provider")
 _LONGEST_ERROR = 400
 
 
