@@ -67,10 +67,10 @@ def load_graph(data: str, indices: str, indptr: str) -> csr_array:
     return csr_array((np.load(data), np.load(indices), start), shape=(len(start) - 1,) * 2)
 
 
-def warm_features(channels: int) -> npt.NDArray[np.float32]:
+def warm_features(channels: int, grid: tuple[int, int] = WARM_GRID) -> npt.NDArray[np.float32]:
     """Random features of a small grid, for compiling."""
     rng = np.random.default_rng(0)
-    return rng.standard_normal((WARM_GRID[0] * WARM_GRID[1], channels), dtype=np.float32)
+    return rng.standard_normal((grid[0] * grid[1], channels), dtype=np.float32)
 
 
 @cache

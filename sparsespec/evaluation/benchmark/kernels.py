@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparsespec.evaluation.benchmark import naive, ours
+from sparsespec.evaluation.benchmark import naive
 from sparsespec.evaluation.benchmark.bench import Bench
 from sparsespec.evaluation.benchmark.data import MOST_REAL_TOKENS, grid_of
 from sparsespec.evaluation.benchmark.measure import Contender, Outcome
@@ -169,12 +169,10 @@ def approximate(bench: Bench) -> Table:
         truth = _nearest(features, sample)
         inputs = {"features": path, "n_neighbors": K, "tokens": str(bench.folder / "sample.npy")}
 
-        own = Outcome("not available", remark="this version has no approximate search")
-        if ours.has_approximate():
-            own = bench.race({"sparsespec": Contender("approximate", {**inputs, "grid": grid}, "ours")})["sparsespec"]
-            _judge(own, features, sample, truth, RECALL_WANTED)
-            if own.status == "done" and own.seconds:
-                times.append((tokens, own.seconds))
+        own = bench.race({"sparsespec": Contender("approximate", {**inputs, "grid": grid}, "ours")})["sparsespec"]
+        _judge(own, features, sample, truth, RECALL_WANTED)
+        if own.status == "done" and own.seconds:
+            times.append((tokens, own.seconds))
         peer = bench.unless_missing("pynndescent") or stopped
         if peer is None:
             # At equal recall: the cheapest setting that finds as many as we do.

@@ -173,9 +173,10 @@ class Workers:
     """
 
     def __init__(self, threads: int) -> None:
-        names = ("NUMBA", "OMP", "OPENBLAS", "MKL", "VECLIB")
-        variables = {"VECLIB": "VECLIB_MAXIMUM_THREADS"}
-        self._environment = {variables.get(name, f"{name}_NUM_THREADS"): str(threads) for name in names}
+        # BLAS has one thread: its matrices are tall and thin, and with more each of ARPACK's products, ours and the
+        # peers', takes several times as long. PyTorch has its threads from OpenMP and MKL.
+        self._environment = {f"{name}_NUM_THREADS": str(threads) for name in ("NUMBA", "OMP", "MKL")}
+        self._environment |= {"OPENBLAS_NUM_THREADS": "1", "VECLIB_MAXIMUM_THREADS": "1"}
         self._workers: dict[str, _Worker] = {}
 
     def __enter__(self) -> Workers:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
 from typing import Any
 
 import numpy as np
@@ -21,7 +18,8 @@ from sparsespec.evaluation.benchmark.jobs import (
     warm_features,
 )
 
-__all__ = ["has_approximate"]
+# A grid on which every path that large ones take is compiled: threads, levels, multigrid.
+_WARM_LARGE = (80, 80)
 
 
 @task("exact")
@@ -32,7 +30,7 @@ def exact(features: str, n_neighbors: int) -> Job:
     return graph_job(
         np.load(features),
         lambda array: boc_knn_graph(array, n_neighbors, method="exact"),
-        warm_features(np.load(features, mmap_mode="r").shape[1]),
+        warm_features(np.load(features, mmap_mode="r").shape[1], _WARM_LARGE),
     )
 
 
@@ -55,7 +53,7 @@ def windowed(features: str, grid: tuple[int, int], radius: int, n_neighbors: int
     from sparsespec.affinity import boc_knn_graph
 
     array = np.load(features)
-    boc_knn_graph(warm_features(array.shape[1]), n_neighbors, grid=WARM_GRID, radius=radius)
+    boc_knn_graph(warm_features(array.shape[1], _WARM_LARGE), n_neighbors, grid=_WARM_LARGE, radius=radius)
     return Job(lambda: boc_knn_graph(array, n_neighbors, grid=(grid[0], grid[1]), radius=radius), size_of)
 
 
@@ -75,17 +73,13 @@ def naive_windowed(features: str, grid: tuple[int, int], radius: int, n_neighbor
     return Job(lambda: run(array, grid[1]), size_of)
 
 
-def has_approximate() -> bool:
-    """Tell whether this version has the approximate search."""
-    return importlib.util.find_spec("sparsespec.neighbors") is not None
-
-
 @task("approximate")
 def approximate(features: str, grid: tuple[int, int], n_neighbors: int, tokens: str) -> Job:
     """Ours: approximate neighbours of all tokens."""
-    search = importlib.import_module("sparsespec.neighbors").approximate_neighbors
+    from sparsespec.neighbors import approximate_neighbors as search
+
     array, sample = np.load(features), np.load(tokens)
-    search(warm_features(array.shape[1]), n_neighbors, grid=WARM_GRID)
+    search(warm_features(array.shape[1], _WARM_LARGE), n_neighbors, grid=_WARM_LARGE)
 
     def describe(found: Any) -> dict[str, Any]:
         neighbours, _, counts = found
@@ -103,8 +97,14 @@ def _empty_lists(tokens: int, room: int) -> tuple[npt.NDArray[np.int32], npt.NDA
 @task("eigenpairs")
 def eigenpairs(data: str, indices: str, indptr: str, k: int, solver: str, tol: float) -> Job:
     """Ours: the smallest eigenpairs, by the policy or by a named solver."""
+    from sparsespec.affinity import boc_knn_graph
     from sparsespec.spectral import smallest_eigenpairs
 
+    if solver != "dense":
+        # Both of the solvers that it may come to.
+        warm = boc_knn_graph(warm_features(8, _WARM_LARGE), 8, grid=_WARM_LARGE, radius=1)
+        for name in ("arpack", "amg-lobpcg"):
+            smallest_eigenpairs(warm, k, solver=name, tol=tol)
     return eigen_job(
         load_graph(data, indices, indptr),
         lambda graph: smallest_eigenpairs(graph, k, solver=solver, tol=tol),
@@ -144,19 +144,12 @@ def segment_file(path: str) -> Job:
 
     segmenter = _segmenter()
     segmenter(np.zeros((64, 64, 3), np.uint8))
-    open_image = getattr(images, "open_image", None)
-    writes = "out" in inspect.signature(type(segmenter).__call__).parameters
-    large = getattr(images, "LARGE_IMAGE", 100_000_000)
 
     def run() -> Any:
-        if open_image is None:
-            return segmenter(images.read_image(path, max_pixels=None))
-        with open_image(path, max_pixels=None) as source:
+        with images.open_image(path, max_pixels=None) as source:
             height, width = source.shape[:2]
-            if height * width < large:
+            if height * width < images.LARGE_IMAGE:
                 return segmenter(source.read(0, 0, height, width))
-            if not writes:
-                return segmenter(source)
             # As a run does it: labels that may be larger than the memory are mapped from a file.
             return segmenter(source, out=np.memmap(f"{path}.labels", np.uint16, "w+", shape=(height, width)))
 
