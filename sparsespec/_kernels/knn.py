@@ -67,12 +67,12 @@ def _keep_best(i, wanted, neighbours, weights, counts):
     values = weights[i]
     keys = values.view(np.int32)
     low, high, reached = _cut(keys, count, wanted)
-    last = np.int32(0x7FFFFFFF)
+    last = np.int64(0x7FFFFFFF)
     if reached > wanted:
         equal_wanted = wanted - _count_at_least(keys, count, high)
-        first = np.int32(-1)
+        first = np.int64(-1)
         while last - first > 1:
-            middle = first + (last - first) // np.int32(2)
+            middle = first + (last - first) // 2
             found = 0
             for place in range(count):
                 found += (keys[place] == low) & (numbers[place] <= middle)
@@ -81,7 +81,7 @@ def _keep_best(i, wanted, neighbours, weights, counts):
             else:
                 first = middle
     kept = 0
-    if last == np.int32(0x7FFFFFFF):
+    if last == np.int64(0x7FFFFFFF):
         for place in range(count):
             key = keys[place]
             numbers[kept] = numbers[place]
