@@ -30,7 +30,7 @@ from scipy.sparse import csr_array
 from sparsespec._checks import check_count, check_features, check_grid
 from sparsespec._kernels import boc, knn, window
 from sparsespec._kernels._compile import parallel_region
-from sparsespec._threads import default_threads
+from sparsespec._threads import Team, default_threads
 
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.intp]
@@ -41,7 +41,7 @@ EXACT_TOKENS = 32_768
 
 # A ring of lines of the grid should stay in the second-level cache beside what is written.
 _RING_BYTES = 256 * 1024
-# So few are worked through by one thread: starting a second takes as long, and compiling for it twice as long.
+# So few are worked through by one thread: starting a second takes as long.
 _SERIAL_TOKENS = 1024
 
 
@@ -300,35 +300,35 @@ def local_affinity(
     for array in arrays:
         shape = check_grid(grid, len(array))
     radius = check_count(radius, name="radius")
-    sweeps = [_Sweep(array, shape, radius) for array in arrays]
+    sweeps = [_Sweep(array, shape, radius, threads) for array in arrays]
     start = sweeps[0].whole_rows()
     # One array of marks without a line stands for all of the window.
     marks = np.empty((0, 0), np.uint16)
     indices, data = np.empty(start[-1], start.dtype), np.empty(start[-1])
-    with parallel_region(threads):
-        divisors = [max(1.0, sweep.largest()) for sweep in sweeps]
-        for number, (sweep, divisor) in enumerate(zip(sweeps, divisors, strict=True)):
-            kinds = len(sweeps) if number == len(sweeps) - 1 else 0
-            sweep.fill(marks, start, indices, data, divisor, first=number == 0, kinds=kinds, sharpness=sharpness)
+    divisors = [max(1.0, sweep.largest()) for sweep in sweeps]
+    for number, (sweep, divisor) in enumerate(zip(sweeps, divisors, strict=True)):
+        kinds = len(sweeps) if number == len(sweeps) - 1 else 0
+        sweep.fill(marks, start, indices, data, divisor, first=number == 0, kinds=kinds, sharpness=sharpness)
     return _as_graph(data, indices, start)
 
 
 class _Sweep:
-    """Passes over one kind of features on the token grid, each within :func:`parallel_region`.
+    """Passes over one kind of features on the token grid, whose parts threads share.
 
     ``computed`` counts the affinities computed so far; a pair counts for both of its tokens.
     """
 
-    def __init__(self, features: FloatArray, grid: tuple[int, int], radius: int) -> None:
+    def __init__(self, features: FloatArray, grid: tuple[int, int], radius: int, threads: int | None = None) -> None:
         height, self._width = grid
+        self._team = Team(threads if len(features) > _SERIAL_TOKENS else 1)
         self._features = features
         self._down, self._aside = min(radius, height - 1), min(radius, self._width - 1)
         self.places = (2 * self._down + 1) * (2 * self._aside + 1)
         across = _RING_BYTES // ((2 * self._down + 1) * features.shape[1] * 4) - 2 * self._aside
         strips = -(-self._width // max(4 * window.LANES, across))
         self._strip = -(-self._width // (strips * window.LANES)) * window.LANES
-        # Lines above and below a part are copied for it once more.
-        self._band = max(16, 4 * self._down)
+        # Lines above and below a part are copied for it once more; more parts than this keep no more threads busy.
+        self._band = max(16, 4 * self._down, height // 32) if len(features) > _SERIAL_TOKENS else height
         self.computed = 0
 
     def largest(self) -> float:
@@ -359,7 +359,12 @@ class _Sweep:
         """Say where the rows of a graph begin that joins tokens of which either has marked the other."""
         size = len(self._features)
         start = np.zeros(size + 1, _index_type(2 * size * n_neighbors))
-        window.count_rows(marks, self._width, size // self._width, self._down, self._aside, start[1:])
+        height = size // self._width
+
+        def count(top: int, bottom: int) -> None:
+            window.count_rows(marks, self._width, height, self._down, self._aside, top, bottom, start[1:])
+
+        self._team.share(count, 0, height, self._band)
         return np.cumsum(start, out=start)
 
     def fill(
@@ -393,29 +398,35 @@ class _Sweep:
         height = len(self._features) // self._width
         rest = (task, n_neighbors, marks, start, indices, data, float(divisor), first, kinds, float(sharpness))
         grid = (self._features, self._width, self._down, self._aside)
-        if len(self._features) <= _SERIAL_TOKENS:
-            bits, computed = window.sweep_part(*grid, 0, height, 0, self._width, *rest)
-        else:
-            bits, computed = window.sweep(*grid, self._strip, self._band, *rest)
-        self.computed += computed
-        return float(np.int32(bits).view(np.float32))
+        across = -(-self._width // self._strip)
+        found: list[tuple[int, int]] = []
+
+        def sweep(first: int, last: int) -> None:
+            for part in range(first, last):
+                top, left = part // across * self._band, part % across * self._strip
+                bottom, right = min(top + self._band, height), min(left + self._strip, self._width)
+                found.append(window.sweep(*grid, top, bottom, left, right, *rest))
+
+        self._team.share(sweep, 0, -(-height // self._band) * across)
+        self.computed += sum(computed for _, computed in found)
+        # Floats that aren't negative are in the order of their bits.
+        return float(np.int32(max(bits for bits, _ in found)).view(np.float32))
 
 
 def _window_graph(
     features: FloatArray, n_neighbors: int, grid: tuple[int, int], radius: int, threads: int | None
 ) -> csr_array:
-    sweep = _Sweep(features, grid, radius)
-    with parallel_region(threads):
-        if n_neighbors >= sweep.places - 1:
-            # Everything in the window: nothing to choose, and the largest affinity is known when all are in place.
-            marks, divisor = np.empty((0, 0), np.uint16), 1.0
-            start = sweep.whole_rows()
-        else:
-            marks, largest = sweep.mark(n_neighbors)
-            divisor = max(1.0, largest)
-            start = sweep.marked_rows(marks, n_neighbors)
-        indices, data = np.empty(start[-1], start.dtype), np.empty(start[-1])
-        largest = sweep.fill(marks, start, indices, data, divisor)
+    sweep = _Sweep(features, grid, radius, threads)
+    if n_neighbors >= sweep.places - 1:
+        # Everything in the window: nothing to choose, and the largest affinity is known when all are in place.
+        marks, divisor = np.empty((0, 0), np.uint16), 1.0
+        start = sweep.whole_rows()
+    else:
+        marks, largest = sweep.mark(n_neighbors)
+        divisor = max(1.0, largest)
+        start = sweep.marked_rows(marks, n_neighbors)
+    indices, data = np.empty(start[-1], start.dtype), np.empty(start[-1])
+    largest = sweep.fill(marks, start, indices, data, divisor)
     graph = _as_graph(data, indices, start)
     if len(marks) == 0:
         if largest > 1:

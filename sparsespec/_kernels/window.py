@@ -12,7 +12,6 @@ token itself is the place in the middle, with affinity 0; place p of a token see
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from sparsespec._kernels._compile import device, kernel
@@ -148,14 +147,14 @@ def _joined(marks, blocks, y, x, width, height, down, aside, out):
             out[place] = np.uint16(bits & np.uint32(0xFFFF))
 
 
-@kernel(parallel=True)
-def count_rows(marks, width, height, down, aside, counts):
-    # void(uint16[height blocks, P], intp, intp, intp, intp, int[N]): the length of every row of the joined graph
+@kernel()
+def count_rows(marks, width, height, down, aside, top, bottom, counts):
+    # void(uint16[height blocks, P], intp, intp, intp, intp, intp, intp, int[N]): the length of every row of the joined
+    # graph in lines top to bottom
     blocks = (width + LANES - 1) // LANES
     places = (2 * down + 1) * (2 * aside + 1)
-    for line in numba.prange(height):
-        y = np.intp(line)
-        joined = np.empty(places + SHIFTS, np.uint16)
+    joined = np.empty(places + SHIFTS, np.uint16)
+    for y in range(top, bottom):
         for x in range(0, width, LANES):
             _joined(marks, blocks, y, x, width, height, down, aside, joined)
             begin = y * width + x
@@ -200,7 +199,7 @@ def _fill_rows(token, width, down, aside, joined, found, heads, start, indices, 
 
 
 @kernel()
-def sweep_part(
+def sweep(
     features,
     width,
     down,
@@ -220,7 +219,12 @@ def sweep_part(
     kinds,
     sharpness,
 ):
-    # (int32, intp)(...): lines top to bottom, columns left to right of `sweep`
+    # (int32, intp)(float32[N, C], intp x 9, uint16[height blocks, P], int[N + 1], int[E], float64[E], float64, bool,
+    # intp, float64): one pass over a part of the grid, lines top to bottom and columns left to right, beginning at a
+    # multiple of LANES. LARGEST: nothing else. MARK: `marks` of the n nearest of each token. FILL: the rows that begin
+    # at `start`, of what is marked, or of all the grid where `marks` is empty; affinities by `divisor` are put into
+    # `data`, or added to it unless this is the `first`, and where `kinds` isn't 0 the sum of so many is made steep.
+    # Returns the bits of the largest affinity and how many affinities were computed.
     size, channels = features.shape
     height = size // width
     slots = 2 * down + 1
@@ -281,61 +285,3 @@ def sweep_part(
                     marks[y * blocks + x // LANES],
                 )
     return best, computed
-
-
-@kernel(parallel=True)
-def sweep(
-    features,
-    width,
-    down,
-    aside,
-    strip,
-    band,
-    task,
-    n_neighbors,
-    marks,
-    start,
-    indices,
-    data,
-    divisor,
-    first,
-    kinds,
-    sharpness,
-):
-    # (int32, intp)(float32[N, C], intp, intp, intp, intp, intp, intp, intp, uint16[height blocks, P], int[N + 1],
-    # int[E], float64[E], float64, bool, intp, float64): one pass over the grid in parts of `band` lines by `strip`
-    # columns, a multiple of LANES. LARGEST: nothing else. MARK: `marks` of the n nearest of each token. FILL: the rows
-    # that begin at `start`, of what is marked, or of all the grid where `marks` is empty; affinities by `divisor` are
-    # put into `data`, or added to it unless this is the `first`, and where `kinds` isn't 0 the sum of so many is made
-    # steep. Returns the bits of the largest affinity and how many affinities were computed.
-    height = features.shape[0] // width
-    strips = (width + strip - 1) // strip
-    bands = (height + band - 1) // band
-    largest = np.int32(0)
-    computed = 0
-    for part in numba.prange(bands * strips):
-        top = np.intp(part) // strips * band
-        left = np.intp(part) % strips * strip
-        best, count = sweep_part(
-            features,
-            width,
-            down,
-            aside,
-            top,
-            min(top + band, height),
-            left,
-            min(left + strip, width),
-            task,
-            n_neighbors,
-            marks,
-            start,
-            indices,
-            data,
-            divisor,
-            first,
-            kinds,
-            sharpness,
-        )
-        largest = max(largest, best)
-        computed += count
-    return largest, computed
