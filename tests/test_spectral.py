@@ -494,7 +494,7 @@ class TestMultigridKernels:
     @staticmethod
     def problem(n: int, width: int, seed: int = 0) -> tuple[Any, tuple[Any, Any, Any], list[np.ndarray]]:
         rng = np.random.default_rng(seed)
-        matrix = sparse.random_array((n, n), density=min(1.0, 6 / n), rng=rng, format="csr")
+        matrix = sparse.csr_array(rng.random((n, n)) * (rng.random((n, n)) < 6 / n))
         matrix.data -= 0.5
         arrays = matrix.indptr.astype(np.uint32), matrix.indices.astype(np.uint32), matrix.data
         for array in arrays:

@@ -177,6 +177,8 @@ class Workers:
         # peers', takes several times as long. PyTorch has its threads from OpenMP and MKL.
         self._environment = {f"{name}_NUM_THREADS": str(threads) for name in ("NUMBA", "OMP", "MKL")}
         self._environment |= {"OPENBLAS_NUM_THREADS": "1", "VECLIB_MAXIMUM_THREADS": "1"}
+        # The package that was installed is measured, not a checkout that the command happens to be started in.
+        self._environment["PYTHONSAFEPATH"] = "1"
         self._workers: dict[str, _Worker] = {}
 
     def __enter__(self) -> Workers:
