@@ -7,7 +7,7 @@ that don't fit in memory are read by window. Results don't depend on where one b
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from sparsespec._kernels.runs import (
 )
 from sparsespec._mapped import release
 from sparsespec._threads import Team
+from sparsespec.images import PixelSource
 
 BoolArray = npt.NDArray[np.bool_]
 LabelArray = npt.NDArray[Any]
@@ -43,17 +44,6 @@ _STRIP_ROWS = 16
 # Label maps with fewer pixels are scanned before other threads would have started.
 _SMALL = 1 << 20
 _PEAKS = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
-
-
-class PixelSource(Protocol):
-    """What is read by window: an image that need not be in memory."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(H, W, 3)."""
-
-    def read(self, top: int, left: int, bottom: int, right: int) -> npt.NDArray[Any]:
-        """The pixels of a window, (bottom - top, right - left, 3) uint8, uint16 or float32 in [0, 1]."""
 
 
 def refine_masks(

@@ -131,6 +131,16 @@ class Eigenpairs:
         return self.vectors / scale[:, None]
 
 
+def _real_rows(features: npt.ArrayLike) -> npt.NDArray[Any]:
+    array = np.asarray(features)
+    if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "fiub":
+        raise ValueError(
+            "features must be an (N, C) array of real numbers with N, C >= 1; "
+            f"its shape is {array.shape} and its dtype {array.dtype}"
+        )
+    return array
+
+
 class LowRankAffinity:
     """The affinity W = F F' of all pairs of tokens, never formed.
 
@@ -159,12 +169,7 @@ class LowRankAffinity:
     """
 
     def __init__(self, features: npt.ArrayLike) -> None:
-        array = np.asarray(features)
-        if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "fiub":
-            raise ValueError(
-                "features must be an (N, C) array of real numbers with N, C >= 1; "
-                f"its shape is {array.shape} and its dtype {array.dtype}"
-            )
+        array = _real_rows(features)
         self.features: Float64Array = array.astype(np.float64)
         if not np.isfinite(self.features).all():
             raise ValueError("features must be finite; some values are NaN or infinity")
@@ -234,12 +239,7 @@ class ThresholdedAffinity:
     """
 
     def __init__(self, features: npt.ArrayLike) -> None:
-        array = np.asarray(features)
-        if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "fiub":
-            raise ValueError(
-                "features must be an (N, C) array of real numbers with N, C >= 1; "
-                f"its shape is {array.shape} and its dtype {array.dtype}"
-            )
+        array = _real_rows(features)
         largest = float(np.abs(array).max())
         if not np.isfinite(largest):
             raise ValueError("features must be finite; some values are NaN or infinity")
