@@ -1,0 +1,70 @@
+"""Readers of the data sets that instance segmentation without labels is reported on.
+
+Each opens a download as it was published: nothing has to be converted. What belongs where is told by
+:func:`open_dataset`, and by the errors where something is missing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sparsespec.evaluation.datasets._common import DatasetError
+from sparsespec.evaluation.datasets.coco import open_coco
+from sparsespec.evaluation.datasets.labels import open_labels
+from sparsespec.evaluation.truth import Dataset
+
+__all__ = ["KINDS", "DatasetError", "open_dataset"]
+
+_Reader = Callable[[Path, str | None, Path | None], Dataset]
+
+_READERS: dict[str, _Reader] = {
+    "labels": open_labels,
+    "coco": open_coco,
+}
+
+KINDS: tuple[str, ...] = tuple(_READERS)
+"""What :func:`open_dataset` can read."""
+
+
+def open_dataset(
+    kind: str,
+    root: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    images: str | os.PathLike[str] | None = None,
+) -> Dataset:
+    """Open a data set as it was published.
+
+    Lists of images and JSON are read now, the truth of an image when it is asked for.
+
+    Parameters
+    ----------
+    kind
+        One of `KINDS`.
+    root
+        The unpacked download. For the kinds described by JSON the annotation file itself will do, with `images`.
+    split
+        Part of the set, such as ``"val"``. By default the one that results are usually given for, or the only one
+        there is.
+    images
+        Folder of the images, where it isn't in its place below `root`. Names are paths below it.
+
+    Returns
+    -------
+    Dataset
+        Its images are called what :func:`sparsespec.batch` calls the results of a run over the image folder.
+
+    Raises
+    ------
+    DatasetError
+        An unknown kind or split; a folder or file that is missing, with what belongs there; JSON of another kind or
+        cut short; names that occur twice or lead out of the folder. Loading the truth of an image raises it too: a
+        mask that can't be read or decoded, or one of another size than the image.
+    """
+    if kind not in _READERS:
+        raise DatasetError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    folder: Any = None if images is None else Path(images)
+    return _READERS[kind](Path(root), split, folder)
