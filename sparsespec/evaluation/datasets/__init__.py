@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from sparsespec.evaluation.datasets._common import DatasetError
 from sparsespec.evaluation.datasets.coco import open_coco
+from sparsespec.evaluation.datasets.davis import open_davis2016, open_davis2017
 from sparsespec.evaluation.datasets.labels import open_labels
+from sparsespec.evaluation.datasets.ovis import open_ovis
+from sparsespec.evaluation.datasets.penn_fudan import open_penn_fudan
+from sparsespec.evaluation.datasets.voc import open_voc
+from sparsespec.evaluation.datasets.youtube_vis import open_youtube_vis
 from sparsespec.evaluation.truth import Dataset
 
 __all__ = ["KINDS", "DatasetError", "open_dataset"]
@@ -23,6 +27,12 @@ _Reader = Callable[[Path, str | None, Path | None], Dataset]
 _READERS: dict[str, _Reader] = {
     "labels": open_labels,
     "coco": open_coco,
+    "youtube-vis": open_youtube_vis,
+    "ovis": open_ovis,
+    "voc": open_voc,
+    "davis2016": open_davis2016,
+    "davis2017": open_davis2017,
+    "penn-fudan": open_penn_fudan,
 }
 
 KINDS: tuple[str, ...] = tuple(_READERS)
@@ -66,5 +76,4 @@ def open_dataset(
     """
     if kind not in _READERS:
         raise DatasetError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
-    folder: Any = None if images is None else Path(images)
-    return _READERS[kind](Path(root), split, folder)
+    return _READERS[kind](Path(root), split, None if images is None else Path(images))

@@ -9,13 +9,14 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import imageio.v3 as iio
 import numpy as np
 import numpy.typing as npt
 
 from sparsespec.batch.inputs import InputsError, find_inputs
 from sparsespec.batch.outputs import output_names
 from sparsespec.evaluation.truth import Dataset, Example, TrueInstances
-from sparsespec.images import IMAGE_SUFFIXES, _own_process_state
+from sparsespec.images import _own_process_state, open_image
 
 LABEL_SUFFIXES = frozenset({".png", ".tif", ".tiff"})
 """File name endings (lower case) of label images."""
@@ -114,13 +115,16 @@ def first_file(candidates: Iterable[Path]) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def set_root(root: Path, is_root: Callable[[Path], bool], belongs: str, inside: Sequence[str] = ()) -> Path:
+def set_root(
+    root: Path, is_root: Callable[[Path], bool], belongs: str, inside: Sequence[str] = (), shown: Sequence[str] = ()
+) -> Path:
     """Find the folder that holds a set: `root`, or one of the folders `inside` it that the download makes.
 
     Raises
     ------
     DatasetError
-        Neither is; names what `belongs` there, what is there instead, and the right folder where that is near.
+        Neither is; names what `belongs` there, what is there instead, also in the folders `shown`, and the right folder
+        where that is near.
     """
     if not root.exists():
         raise DatasetError(f"'{root}' does not exist; give the folder that holds {belongs}; {contents(root.parent)}")
@@ -131,8 +135,9 @@ def set_root(root: Path, is_root: Callable[[Path], bool], belongs: str, inside: 
         if is_root(candidate):
             return candidate
     near = _near(root, is_root)
+    there = "; ".join(contents(folder) for folder in (root, *(root / name for name in shown)) if folder.is_dir())
     advice = f"; it looks as if you meant '{near}'" if near else ""
-    raise DatasetError(f"'{root}' does not hold {belongs}; {contents(root)}{advice}")
+    raise DatasetError(f"expected in '{root}': {belongs}; {there}{advice}")
 
 
 def _near(root: Path, is_root: Callable[[Path], bool]) -> Path | None:
@@ -142,6 +147,32 @@ def _near(root: Path, is_root: Callable[[Path], bool]) -> Path | None:
     except OSError:
         below = []
     return next((path for path in (*above, *below) if is_root(path)), None)
+
+
+def split_file(folder: Path, split: str, what: str, remark: str = "") -> Path:
+    """Return ``{split}.txt`` of a folder; the error names the splits there are."""
+    path = folder / f"{split}.txt"
+    if path.is_file():
+        return path
+    there = sorted(file.stem for file in folder.glob("*.txt"))
+    splits = f"there are those of {some(there)}" if there else contents(folder)
+    raise DatasetError(f"the {what} of split {split!r} is missing: it belongs in '{path}'; {splits}{remark}")
+
+
+def read_list(path: Path) -> list[tuple[int, str]]:
+    """Return the lines of a text file that are not empty, with their numbers; no two may be the same."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"cannot read the list '{path}': {error}") from error
+    rows = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not rows:
+        raise DatasetError(f"the list '{path}' is empty")
+    seen: dict[str, int] = {}
+    for number, line in rows:
+        if seen.setdefault(line, number) != number:
+            raise DatasetError(f"lines {seen[line]} and {number} of '{path}' are the same: {line!r}")
+    return rows
 
 
 def relative_name(text: Any, where: str) -> str:
@@ -220,8 +251,10 @@ def image_size(path: Path) -> tuple[tuple[int, int], bool]:
         with _own_process_state(), Image.open(path) as image:
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION_TAG) in (5, 6, 7, 8)
-    except Exception as error:
-        raise DatasetError(f"cannot read the image '{path}': {error}") from error
+    except Exception:
+        # What Pillow doesn't know by itself, the reader of images may; it also says best what is wrong.
+        with open_image(path) as source:
+            return source.shape[:2], False
     return ((width, height) if turned else (height, width)), turned
 
 
@@ -230,8 +263,12 @@ def read_values(path: Path) -> npt.NDArray[np.integer]:
     from PIL import Image
 
     try:
-        with _own_process_state(), Image.open(path) as image:
-            values = np.asarray(image)
+        if path.suffix.lower() in (".tif", ".tiff"):
+            # From memory: a plugin that refuses a file does not always close it.
+            values = np.asarray(iio.imread(path.read_bytes(), extension=".tif"))
+        else:
+            with _own_process_state(), Image.open(path) as image:
+                values = np.asarray(image)
     except Exception as error:
         raise DatasetError(f"cannot read the label image '{path}': {error}") from error
     if values.ndim == 3 and values.dtype == np.uint8:
@@ -307,12 +344,3 @@ def no_splits(kind: str, split: str | None) -> None:
     """Refuse a split of a set that has none."""
     if split is not None:
         raise DatasetError(f"a set of kind {kind!r} has no splits; leave out the split {split!r}")
-
-
-def holds_images(folder: Path) -> bool:
-    """Whether images lie directly in a folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return any(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in entries)
-    except OSError:
-        return False

@@ -25,7 +25,7 @@ def read_annotations(path: Path) -> dict[str, Any]:
         The file can't be read, is not JSON or cut short, or holds a list, as detectors write their results.
     """
     try:
-        data = json.loads(path.read_bytes(), object_hook=_smaller)
+        data = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_smaller)
     except OSError as error:
         raise DatasetError(f"cannot read the annotations '{path}': {error.strerror or error}") from error
     except RecursionError as error:
@@ -60,14 +60,20 @@ def whole(row: dict[str, Any], key: str, where: str, least: int | None = None) -
     return value
 
 
+def unique_ids(rows: Iterable[dict[str, Any]], key: str, path: Path) -> None:
+    """Check that no two entries have the same ``id``."""
+    seen: set[int] = set()
+    for row in rows:
+        if row["id"] in seen:
+            raise DatasetError(f"'{path}' has two entries of {key!r} with the id {row['id']}")
+        seen.add(row["id"])
+
+
 def by_id(rows: Iterable[dict[str, Any]], key: str, path: Path) -> dict[int, dict[str, Any]]:
     """Index entries by their ``id``, which must differ."""
-    index: dict[int, dict[str, Any]] = {}
-    for row in rows:
-        if row["id"] in index:
-            raise DatasetError(f"'{path}' has two entries of {key!r} with the id {row['id']}")
-        index[row["id"]] = row
-    return index
+    rows = list(rows)
+    unique_ids(rows, key, path)
+    return {row["id"]: row for row in rows}
 
 
 def grouped(

@@ -91,10 +91,16 @@ def fill_polygon(points: npt.NDArray[np.float64], height: int, width: int) -> Bo
     column = (fine + 0.5) / _FINER - 0.5
     row = np.ceil(np.clip((np.minimum(y[crossing], y[crossing - 1]) + 0.5) / _FINER - 0.5, 0, height))
     inside = (column == np.floor(column)) & (column >= 0) & (column <= width - 1)
-    turns = (column[inside] * height + row[inside]).astype(np.int64)
+    mask = np.zeros((height, width), bool)
+    if not inside.any():
+        return mask
     # Down the columns, one after the other, every turn changes between outside and inside.
-    parity = np.cumsum(np.bincount(turns, minlength=height * width + 1)[: height * width]) & 1
-    return parity.astype(bool).reshape((height, width), order="F")
+    left, right = int(column[inside].min()), int(column[inside].max()) + 1
+    turns = ((column[inside] - left) * height + row[inside]).astype(np.int64)
+    pixels = (right - left) * height
+    parity = np.cumsum(np.bincount(turns, minlength=pixels + 1)[:pixels], dtype=np.int64) & 1
+    mask[:, left:right] = parity.astype(bool).reshape((height, right - left), order="F")
+    return mask
 
 
 def _points(part: Any) -> npt.NDArray[np.float64]:

@@ -18,7 +18,15 @@ from sparsespec.evaluation.datasets._common import (
     relative_name,
     set_root,
 )
-from sparsespec.evaluation.datasets._json import by_id, entries, grouped, other_kind, read_annotations, whole
+from sparsespec.evaluation.datasets._json import (
+    by_id,
+    entries,
+    grouped,
+    other_kind,
+    read_annotations,
+    unique_ids,
+    whole,
+)
 from sparsespec.evaluation.datasets._masks import decode_segmentation
 from sparsespec.evaluation.truth import Dataset, TrueInstances
 
@@ -40,7 +48,9 @@ def open_coco(root: Path, split: str | None, images: Path | None) -> Dataset:
         file, name = root, root.stem.removeprefix(_PREFIX)
     else:
         belongs = _BELONGS.replace("{split}", split or "val2017")
-        root = set_root(root, lambda folder: bool(_annotation_files(folder)), belongs, inside=("coco", "COCO"))
+        root = set_root(
+            root, lambda folder: bool(_annotation_files(folder)), belongs, ("coco", "COCO"), ("annotations",)
+        )
         split = _choose(root, split)
         file, name = _annotation_files(root)[split], f"COCO {split}"
     data = read_annotations(file)
@@ -55,7 +65,7 @@ def open_coco(root: Path, split: str | None, images: Path | None) -> Dataset:
         )
     by_number = by_id(described, "images", file)
     annotations = entries(data, "annotations", file)
-    by_id(annotations, "annotations", file)
+    unique_ids(annotations, "annotations", file)
     groups = grouped(annotations, "image_id", by_number, file)
     if images is None:
         images = first_folder([root / str(split), root / "images" / str(split)])

@@ -15,8 +15,8 @@ from sparsespec.evaluation.datasets._common import (
 from sparsespec.evaluation.truth import Dataset
 
 _BELONGS = (
-    "images/ with photographs and labels/ with label images of the same names (of a folder of label images alone, give the"
-    " folder of the images too)"
+    "images/ with photographs and labels/ with label images of the same names (for a folder of label images alone, "
+    "give the folder of the images too)"
 )
 
 
