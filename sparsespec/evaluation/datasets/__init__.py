@@ -1,7 +1,7 @@
 """Readers of the data sets that instance segmentation without labels is reported on.
 
-Each opens a download as it was published: nothing has to be converted. What belongs where is told by
-:func:`open_dataset`, and by the errors where something is missing.
+Each opens a download as it was published: nothing has to be converted. Where something is missing, the error says what
+belongs where.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def open_dataset(
     Returns
     -------
     Dataset
-        Its images are called what :func:`sparsespec.batch` calls the results of a run over the image folder.
+        Its images are called what ``sparsespec run`` over the image folder calls their masks: path and name below that
+        folder, without suffix unless two images differ in nothing else.
 
     Raises
     ------

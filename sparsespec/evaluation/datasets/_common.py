@@ -53,23 +53,47 @@ class ImageFolder:
 
 
 @dataclass(frozen=True)
+class Truth:
+    """Where the truth of an image comes from.
+
+    Attributes
+    ----------
+    source
+        What it is called in errors.
+    load
+        Reads it.
+    shape
+        Height and width, where they are known without reading it.
+    """
+
+    source: str
+    load: Callable[[], TrueInstances]
+    shape: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class _SizeChecked:
     """The truth of an image, refused where it hasn't the size of the image."""
 
     image: Path
-    source: str
-    load: Callable[[], TrueInstances]
+    truth: Truth
 
     def __call__(self) -> TrueInstances:
-        truth = self.load()
-        (height, width), turned = image_size(self.image)
-        if truth.shape != (height, width):
+        shape, turned = image_size(self.image)
+        # A size that is only claimed is checked before masks of it are made.
+        if self.truth.shape is not None:
+            self._check(self.truth.shape, shape, turned)
+        instances = self.truth.load()
+        self._check(instances.shape, shape, turned)
+        return instances
+
+    def _check(self, ours: tuple[int, int], image: tuple[int, int], turned: bool) -> None:
+        if ours != image:
             exif = ", turned upright as its EXIF orientation says" if turned else ""
             raise DatasetError(
-                f"the sizes differ: the truth of {self.source} is {truth.shape[1]} x {truth.shape[0]} pixels, and the "
-                f"image '{self.image}' is {width} x {height}{exif}"
+                f"the sizes differ: the truth of {self.truth.source} is {ours[1]} x {ours[0]} pixels, and the image "
+                f"'{self.image}' is {image[1]} x {image[0]}{exif}"
             )
-        return truth
 
 
 def list_images(folder: Path, what: str) -> ImageFolder:
@@ -189,7 +213,7 @@ def relative_name(text: Any, where: str) -> str:
 def assemble(
     name: str,
     pictures: ImageFolder,
-    truths: Mapping[str, tuple[str, Callable[[], TrueInstances]]],
+    truths: Mapping[str, Truth],
     *,
     described_by: str,
     without_image: Iterable[str] = (),
@@ -205,7 +229,7 @@ def assemble(
     pictures
         The images.
     truths
-        For each name, what the truth is called in errors, and how it is loaded.
+        By name.
     described_by
         Where the truths come from, for errors.
     without_image
@@ -224,9 +248,8 @@ def assemble(
     examples = []
     for path, image_name in pictures.names.items():
         if image_name in truths:
-            source, load = truths[image_name]
             image = pictures.root / path
-            examples.append(Example(image_name, image, _SizeChecked(image, source, load)))
+            examples.append(Example(image_name, image, _SizeChecked(image, truths[image_name])))
     missing = sorted({*without_image, *(truths.keys() - pictures.paths.keys())})
     if not examples:
         wanted = expected or (missing[0] if missing else "")

@@ -11,6 +11,7 @@ import numpy as np
 
 from sparsespec.evaluation.datasets._common import (
     DatasetError,
+    Truth,
     assemble,
     contents,
     first_file,
@@ -94,8 +95,8 @@ def open_videos(layout: Layout, root: Path, split: str | None, images: Path | No
             seen.add(path)
             if path in pictures.names:
                 shown = [(track["id"], track["segmentations"][frame]) for track in tracks]
-                truth = _FrameTruth(file, frame, height, width, tuple(shown), _crowds(tracks))
-                truths[pictures.names[path]] = (f"frame {frame} of {where}", truth)
+                load = _FrameTruth(file, frame, height, width, tuple(shown), _crowds(tracks))
+                truths[pictures.names[path]] = Truth(f"frame {frame} of {where}", load, (height, width))
             else:
                 missing.append(path.removesuffix(Path(path).suffix))
     first = next((video["file_names"][0] for video in videos if video["file_names"]), "")

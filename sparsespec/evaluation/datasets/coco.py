@@ -11,6 +11,7 @@ import numpy as np
 
 from sparsespec.evaluation.datasets._common import (
     DatasetError,
+    Truth,
     assemble,
     contents,
     first_folder,
@@ -85,8 +86,8 @@ def open_coco(root: Path, split: str | None, images: Path | None) -> Dataset:
         source = f"image {number} of '{file}'"
         height, width = whole(row, "height", source, 1), whole(row, "width", source, 1)
         if path in pictures.names:
-            truth = _ImageTruth(file, height, width, groups.get(number, ()))
-            truths[pictures.names[path]] = (source, truth)
+            load = _ImageTruth(file, height, width, groups.get(number, ()))
+            truths[pictures.names[path]] = Truth(source, load, (height, width))
         else:
             missing.append(path.removesuffix(Path(path).suffix))
     expected = described[0]["file_name"] if described else ""

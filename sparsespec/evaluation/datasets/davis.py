@@ -12,6 +12,7 @@ from sparsespec.evaluation.datasets._common import (
     DatasetError,
     ImageFolder,
     LabelTruth,
+    Truth,
     assemble,
     contents,
     first_folder,
@@ -53,7 +54,7 @@ def open_davis2016(root: Path, split: str | None, images: Path | None) -> Datase
             raise DatasetError(f"'{file}' lists the frame {frame!r} twice")
         sequences.add(frame.split("/")[0])
         if mask in masks:
-            truths[frame] = (f"'{masks[mask]}'", _OneObject(masks[mask]))
+            truths[frame] = Truth(f"'{masks[mask]}'", _OneObject(masks[mask]))
         elif frame not in pictures.paths:
             missing.append(frame)
     return assemble(
@@ -90,7 +91,9 @@ def open_davis2017(root: Path, split: str | None, images: Path | None) -> Datase
     masks = label_files(folder, "the masks of the frames", {".png"})
     listed = set(sequences)
     truths = {
-        name: (f"'{path}'", LabelTruth(path, _VOID)) for name, path in masks.items() if name.split("/")[0] in listed
+        name: Truth(f"'{path}'", LabelTruth(path, _VOID))
+        for name, path in masks.items()
+        if name.split("/")[0] in listed
     }
     _check_complete(sequences, [*truths, *pictures.paths], file)
     return assemble(

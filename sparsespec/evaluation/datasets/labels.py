@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sparsespec.evaluation.datasets._common import (
     LabelTruth,
+    Truth,
     assemble,
     label_files,
     list_images,
@@ -36,7 +37,7 @@ def open_labels(root: Path, split: str | None, images: Path | None) -> Dataset:
     name = (below.absolute().parent if below.name == "labels" else below.absolute()).name
     files = label_files(below, "label images")
     pictures = list_images(images, "the images of the label images")
-    truths = {name: (f"'{path}'", LabelTruth(path)) for name, path in files.items()}
+    truths = {name: Truth(f"'{path}'", LabelTruth(path)) for name, path in files.items()}
     return assemble(name, pictures, truths, described_by=f"'{below}'")
 
 

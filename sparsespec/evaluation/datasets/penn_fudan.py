@@ -7,6 +7,7 @@ from pathlib import Path
 from sparsespec.evaluation.datasets._common import (
     DatasetError,
     LabelTruth,
+    Truth,
     assemble,
     contents,
     label_files,
@@ -31,5 +32,5 @@ def open_penn_fudan(root: Path, split: str | None, images: Path | None) -> Datas
     if images is None and not (root / "PNGImages").is_dir():
         raise DatasetError(f"the images are missing: they belong in '{root / 'PNGImages'}'; {contents(root)}")
     pictures = list_images(images or root / "PNGImages", "the images")
-    truths = {name.removesuffix(_ENDING): (f"'{path}'", LabelTruth(path)) for name, path in files.items()}
+    truths = {name.removesuffix(_ENDING): Truth(f"'{path}'", LabelTruth(path)) for name, path in files.items()}
     return assemble("Penn-Fudan", pictures, truths, described_by=f"'{root / 'PedMasks'}'")

@@ -7,6 +7,7 @@ from pathlib import Path
 from sparsespec.evaluation.datasets._common import (
     DatasetError,
     LabelTruth,
+    Truth,
     assemble,
     contents,
     label_files,
@@ -43,7 +44,7 @@ def open_voc(root: Path, split: str | None, images: Path | None) -> Dataset:
     if images is None and not (root / "JPEGImages").is_dir():
         raise DatasetError(f"the images are missing: they belong in '{root / 'JPEGImages'}'; {contents(root)}")
     pictures = list_images(images or root / "JPEGImages", "the images")
-    truths = {name: (f"'{masks[name]}'", LabelTruth(masks[name], _VOID)) for name in names if name in masks}
+    truths = {name: Truth(f"'{masks[name]}'", LabelTruth(masks[name], _VOID)) for name in names if name in masks}
     listed = set(names)
     if not truths:
         raise DatasetError(

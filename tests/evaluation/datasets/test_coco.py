@@ -243,3 +243,10 @@ def test_splits_of_other_names(make: Any, data: Any) -> None:
     make.json("own/instances_autumn.json", data)
     with pytest.raises(DatasetError, match="has the splits autumn, spring; say which"):
         open_dataset("coco", make.root / "own")
+
+
+def test_a_size_that_no_memory_holds_is_refused_first(root: Any, make: Any, data: Any) -> None:
+    data["images"][0].update(width=10**9, height=10**9)
+    rewrite(make, data)
+    with pytest.raises(DatasetError, match=r"is 1000000000 x 1000000000 pixels, and the image .* is 8 x 6"):
+        open_dataset("coco", root).examples[2].load()
