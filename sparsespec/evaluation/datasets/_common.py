@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -165,12 +166,16 @@ def set_root(
 
 
 def _near(root: Path, is_root: Callable[[Path], bool]) -> Path | None:
-    above = list(root.absolute().parents)[:3]
     try:
-        below = sorted(entry for entry in root.iterdir() if entry.is_dir())[:50]
+        below = sorted(root.iterdir())[:100]
     except OSError:
         below = []
-    return next((path for path in (*above, *below) if is_root(path)), None)
+    for path in (*list(root.absolute().parents)[:3], *below):
+        # A neighbour that may not be looked into is no reason to fail.
+        with suppress(OSError):
+            if path.is_dir() and is_root(path):
+                return path
+    return None
 
 
 def split_file(folder: Path, split: str, what: str, remark: str = "") -> Path:
