@@ -27,11 +27,10 @@ KINDS = ("labels", "coco", "youtube-vis", "ovis", "voc", "davis2016", "davis2017
 @click.option(
     "--truth",
     "truths",
-    required=True,
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="True label images, or a data set (see --dataset). With --ablation it may be given more than once.",
+    help="True label images, or a data set: see --dataset. With --ablation it may be given more than once.",
 )
 @click.option(
     "--dataset",
@@ -93,6 +92,13 @@ def eval_command(
     """
     if ablation:
         _refuse(ctx, {"--pred": pred is not None, "--intervals": intervals}, "--ablation")
+    elif pred is None:
+        raise click.UsageError("Missing option '--pred': what is to be judged. Or give --ablation.", ctx)
+    if not truths:
+        raise click.UsageError("Missing option '--truth': what is true.", ctx)
+    if dataset == "labels":
+        _refuse(ctx, {"--split": split is not None}, "--dataset labels")
+    if pred is None:
         from sparsespec.cli._ablation import run
 
         try:
@@ -100,15 +106,11 @@ def eval_command(
         except (OSError, ValueError, ImportError) as error:
             raise click.UsageError(_sentence(error), ctx) from error
         return
-    if pred is None:
-        raise click.UsageError("Missing option '--pred': what is to be judged. Or give --ablation.", ctx)
     if len(truths) > 1:
         raise click.UsageError("--truth may be given once only, except with --ablation.", ctx)
     for option, given in (("--update", update is not None), ("--limit", limit is not None)):
         if given:
             raise click.UsageError(f"{option} needs --ablation.", ctx)
-    if dataset == "labels":
-        _refuse(ctx, {"--split": split is not None, "--images": images is not None}, "--dataset labels")
     try:
         report = _report(pred, truths[0], dataset, split, images)
     except (OSError, ValueError) as error:
@@ -121,7 +123,9 @@ def eval_command(
 def _report(pred: Path, truth: Path, dataset: str, split: str | None, images: Path | None) -> Report:
     from sparsespec.evaluation import evaluate, evaluate_folders
 
-    if dataset == "labels":
+    # Beside the photographs, those that nothing is said about can be told too.
+    photographs = images is not None or ((truth / "images").is_dir() and (truth / "labels").is_dir())
+    if dataset == "labels" and not photographs:
         return evaluate_folders(pred, truth)
     from sparsespec.evaluation.datasets import open_dataset
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -85,7 +84,6 @@ def is_available() -> bool:
     return True
 
 
-@cache
 def _evaluator() -> Any:
     try:
         from pycocotools.cocoeval import COCOeval

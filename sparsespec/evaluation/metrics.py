@@ -289,7 +289,7 @@ def score_image(
     iou = overlap.iou
     matched = iou[linear_sum_assignment(iou, maximize=True)]
     # As many pairs as there can be, and among such choices the one with the largest IoU.
-    above = np.where(iou >= 0.5, min(iou.shape, default=0) + iou, 0)
+    above = np.where(iou >= 0.5, min(iou.shape) + iou, 0)
     rows, columns = linear_sum_assignment(above, maximize=True)
     hits = iou[rows, columns] >= 0.5
     excused = 2 * overlap.in_crowd > overlap.areas
