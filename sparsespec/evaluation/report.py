@@ -118,13 +118,14 @@ class Report:
         return "\n".join([*lines, *self.notes])
 
     def _shown(self, name: str, value: float) -> str:
-        digits = 2 if name == "count_error" else 3
+        of_empty = name == "false_on_empty"
         if math.isnan(value):
-            return "-" if name != "false_on_empty" else "- (every image has true instances)"
+            return "-  no image is empty" if of_empty else "-"
+        digits = 2 if name == "count_error" else 3
         text = f"{value:.{digits}f}"
         if name in self.intervals:
             text += f"  [{self.intervals[name].low:.{digits}f}, {self.intervals[name].high:.{digits}f}]"
-        return text if name != "false_on_empty" else f"{text}  of {self.summary.n_empty} images"
+        return f"{text}  of {_images(self.summary.n_empty)}" if of_empty else text
 
 
 def measure(predictions: Iterable[Prediction], *, average_precision: bool | None = None) -> Report:
@@ -171,9 +172,13 @@ def measure(predictions: Iterable[Prediction], *, average_precision: bool | None
     if not ranking and average_precision is None:
         notes.append(f"AP is left out: {MissingPackageError()}")
     if ranking and unscored:
-        which = "the predictions" if unscored == len(images) else f"those of {unscored} images"
+        which = "the predictions" if unscored == len(images) else f"those of {_images(unscored)}"
         notes.append(f"no scores with {which}: all their instances rank equal, so AP is only approximate")
     return Report(summary=summarise(list(images.values())), images=images, notes=notes)
+
+
+def _images(number: int) -> str:
+    return f"{number} image" + "s" * (number != 1)
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:

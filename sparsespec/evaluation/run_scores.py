@@ -90,7 +90,7 @@ def read_run_scores(path: Path) -> RunScores:
         raise ValueError(f"cannot read '{path}' as JSON: {error}") from error
     try:
         return RunScores(path, _images(content))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(
             f"'{path}' is not the instances.json of a run, which has 'images' with id, file_name, width and height and "
@@ -100,12 +100,14 @@ def read_run_scores(path: Path) -> RunScores:
 
 def _images(content: Any) -> dict[str, _Image]:
     by_id: dict[Any, _Image] = {}
-    paths: dict[str, Any] = {}
+    by_path: dict[str, _Image] = {}
     for entry in content["images"]:
-        if entry["id"] in by_id or entry["file_name"] in paths:
-            raise ValueError(f"image {entry['id']!r}, '{entry['file_name']}', is listed twice")
-        by_id[entry["id"]] = _Image(int(entry["width"]), int(entry["height"]), {})
-        paths[str(entry["file_name"])] = entry["id"]
+        number, path = entry["id"], entry["file_name"]
+        if not isinstance(path, str):
+            raise ValueError(f"file_name {path!r} is no text")
+        if number in by_id or path in by_path:
+            raise ValueError(f"image {number!r} is listed twice" if number in by_id else f"'{path}' is listed twice")
+        by_id[number] = by_path[path] = _Image(int(entry["width"]), int(entry["height"]), {})
     for entry in content["annotations"]:
         if entry["image_id"] not in by_id:
             raise ValueError(f"an instance is of image {entry['image_id']!r}, which is not listed")
@@ -117,5 +119,4 @@ def _images(content: Any) -> dict[str, _Image]:
             raise ValueError(f"image {entry['image_id']!r} has two instances of label {label}")
         instances[label] = (score, area)
     # The label image of a/x.jpg is a/x.png; where that is taken by another image's, it is a/x.jpg.png.
-    without_ending = {PurePosixPath(path).with_suffix("").as_posix(): by_id[id_] for path, id_ in paths.items()}
-    return without_ending | {path: by_id[id_] for path, id_ in paths.items()}
+    return {PurePosixPath(path).with_suffix("").as_posix(): image for path, image in by_path.items()} | by_path
