@@ -153,4 +153,4 @@ def _read_labels(path: Path) -> npt.NDArray[np.integer]:
         raise ValueError(
             f"'{path}' is not a label image: expected one integer per pixel, got shape {labels.shape} of {labels.dtype}"
         )
-    return labels.astype(np.int64)
+    return labels

@@ -107,16 +107,17 @@ def _index(labels: npt.NDArray[np.integer]) -> tuple[IntArray, npt.NDArray[np.in
     present = np.bincount(labels.ravel().astype(np.intp), minlength=1) > 0
     present[0] = True
     values = np.flatnonzero(present)
-    return values, (np.cumsum(present) - 1)[labels]
+    # Half the memory of what NumPy counts with: a label image may have hundreds of millions of pixels.
+    return values, (np.cumsum(present, dtype=np.int32) - 1)[labels]
 
 
 def _overlap_of_labels(predicted: npt.NDArray[np.integer], truth: npt.NDArray[np.integer]) -> _Overlap:
     """Without a mask for each true instance, of which a label image may hold thousands."""
     values, index = _index(predicted)
     true_values, true_index = _index(truth)
-    joint = np.bincount(
-        index.ravel() * true_values.size + true_index.ravel(), minlength=values.size * true_values.size
-    ).reshape(values.size, true_values.size)
+    pairs = index.ravel().astype(np.int64) * true_values.size
+    pairs += true_index.ravel()
+    joint = np.bincount(pairs, minlength=values.size * true_values.size).reshape(values.size, true_values.size)
     rows, columns = values != 0, true_values != 0
     shared = joint[rows][:, columns]
     return _Overlap(
