@@ -1,71 +1,22 @@
-"""Compare a folder of predicted label images with a folder of true ones."""
+"""Compare a folder of predicted label images with what is true."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
 import numpy.typing as npt
 
-from sparsespec.evaluation.metrics import ImageScore, SetScore, score_image, summarise
+from sparsespec.evaluation.report import Prediction, Report, measure
+from sparsespec.evaluation.run_scores import read_run_scores
+from sparsespec.evaluation.truth import Dataset, TrueInstances
 
 _LABEL_SUFFIXES = {".png", ".tif", ".tiff"}
-
-
-@dataclass(frozen=True)
-class Report:
-    """Measures of a folder, image by image and together.
-
-    Attributes
-    ----------
-    summary
-        The set's measures.
-    images
-        The score of each image, by its name below the folder, without suffix.
-    without_prediction, without_truth
-        Names found in one folder only; they are not part of the measures.
-    """
-
-    summary: SetScore
-    images: dict[str, ImageScore]
-    without_prediction: list[str]
-    without_truth: list[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values that JSON can hold (a measure without meaning is None)."""
-        rows = {
-            name: {**asdict(score), "mean_iou": score.mean_iou, "foreground_f": score.foreground_f}
-            for name, score in self.images.items()
-        }
-        return {
-            "summary": _finite(asdict(self.summary)),
-            "images": {name: _finite(row) for name, row in rows.items()},
-            "without_prediction": self.without_prediction,
-            "without_truth": self.without_truth,
-        }
-
-    def table(self) -> str:
-        """The set's measures as text for a terminal."""
-        s = self.summary
-        lines = [
-            f"{'images':<22}{s.images}",
-            f"{'true instances':<22}{s.n_true}",
-            f"{'predicted instances':<22}{s.n_predicted}",
-            f"{'mIoU':<22}{s.mean_iou:.3f}",
-            f"{'F1 at IoU 0.5':<22}{s.f1_50:.3f}",
-            f"{'foreground F':<22}{s.foreground_f:.3f}",
-            f"{'error in the count':<22}{s.count_error:.2f}",
-        ]
-        for title, names in (("no prediction for", self.without_prediction), ("no truth for", self.without_truth)):
-            if names:
-                shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-                lines.append(f"{title:<22}{shown}")
-        return "\n".join(lines)
+_INSTANCES = "instances.json"
 
 
 def evaluate_folders(pred_dir: str | os.PathLike[str], truth_dir: str | os.PathLike[str]) -> Report:
@@ -74,38 +25,104 @@ def evaluate_folders(pred_dir: str | os.PathLike[str], truth_dir: str | os.PathL
     Parameters
     ----------
     pred_dir
-        A folder of label images (PNG or TIFF, 0 is background), or the output folder of a run, which holds ``masks/``.
+        A folder of label images (PNG or TIFF, 0 is background), or the output folder of a run, which holds ``masks/``
+        and the scores in ``instances.json``. Without scores all instances rank equal, and average precision is only
+        approximate.
     truth_dir
         A folder of true label images of the same sizes.
 
     Raises
     ------
     ValueError
-        When a folder is missing or empty, no name is in both, an image can't be read or is not a label image, or the
-        sizes of a pair differ.
+        When a folder is missing or empty, no name is in both, an image can't be read or is not a label image, the
+        sizes of a pair differ, or ``instances.json`` is broken or doesn't fit the masks.
     """
-    predictions, truths = _label_files(pred_dir, "pred_dir"), _label_files(truth_dir, "truth_dir")
-    common = sorted(predictions.keys() & truths.keys())
+    predictions = _Predictions(pred_dir)
+    truths = _label_files(truth_dir, "truth_dir")
+    common = sorted(predictions.files.keys() & truths.keys())
     if not common:
         raise ValueError(
             f"no image of pred_dir {os.fspath(pred_dir)!r} has the name of one in truth_dir {os.fspath(truth_dir)!r}; "
             "names are compared below the folders and without suffix"
         )
-    scores: dict[str, ImageScore] = {}
-    for name in common:
-        predicted, truth = _read_labels(predictions[name]), _read_labels(truths[name])
-        if predicted.shape != truth.shape:
-            raise ValueError(
-                f"the sizes differ: '{predictions[name]}' is {predicted.shape[1]} x {predicted.shape[0]} and "
-                f"'{truths[name]}' is {truth.shape[1]} x {truth.shape[0]} pixels"
-            )
-        scores[name] = score_image(predicted, truth)
-    return Report(
-        summary=summarise(list(scores.values())),
-        images=scores,
-        without_prediction=sorted(truths.keys() - predictions.keys()),
-        without_truth=sorted(predictions.keys() - truths.keys()),
+
+    def pairs() -> Iterator[Prediction]:
+        for name in common:
+            labels, scores = predictions.read(name)
+            truth = _read_labels(truths[name])
+            _check_sizes(labels, predictions.files[name], truth, truths[name])
+            yield name, labels, scores, truth
+
+    return dataclasses.replace(
+        measure(pairs()),
+        without_prediction=sorted(truths.keys() - predictions.files.keys()),
+        without_truth=sorted(predictions.files.keys() - truths.keys()),
     )
+
+
+def evaluate(dataset: Dataset, pred_dir: str | os.PathLike[str]) -> Report:
+    """Compare a folder of predicted label images with the truth of a data set.
+
+    Parameters
+    ----------
+    dataset
+        Images and what is true of them.
+    pred_dir
+        As in :func:`evaluate_folders`. The label image of an example is found by the example's name.
+
+    Raises
+    ------
+    ValueError
+        As in :func:`evaluate_folders`, and what the data set raises where a truth can't be read.
+    """
+    predictions = _Predictions(pred_dir)
+    known = {example.name for example in dataset}
+    if not known & predictions.files.keys():
+        example = f", such as '{min(known)}'" if known else ""
+        raise ValueError(
+            f"no label image in pred_dir {os.fspath(pred_dir)!r} has the name of one of the {len(known)} images of "
+            f"{dataset.name}{example}; names are compared below the folders and without suffix"
+        )
+
+    def pairs() -> Iterator[Prediction]:
+        for example in dataset:
+            if example.name in predictions.files:
+                labels, scores = predictions.read(example.name)
+                truth = example.load()
+                _check_sizes(labels, predictions.files[example.name], truth, example.image)
+                yield example.name, labels, scores, truth
+
+    return dataclasses.replace(
+        measure(pairs()),
+        without_prediction=sorted(known - predictions.files.keys()),
+        without_truth=sorted({*dataset.without_truth, *(predictions.files.keys() - known)}),
+        without_image=sorted(dataset.without_image),
+    )
+
+
+def _check_sizes(
+    labels: npt.NDArray[np.integer], file: Path, truth: npt.NDArray[np.integer] | TrueInstances, truth_file: Path
+) -> None:
+    if labels.shape != truth.shape:
+        raise ValueError(
+            f"the sizes differ: '{file}' is {labels.shape[1]} x {labels.shape[0]} and "
+            f"'{truth_file}' is {truth.shape[1]} x {truth.shape[0]} pixels"
+        )
+
+
+class _Predictions:
+    """The label images of a folder, with their scores where a run left them."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.files = _label_files(folder, "pred_dir")
+        record = Path(folder) / _INSTANCES
+        # Beside masks/ it is a run's; elsewhere it may be anything.
+        self._scores = read_run_scores(record) if (Path(folder) / "masks").is_dir() and record.is_file() else None
+
+    def read(self, name: str) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.float64] | None]:
+        """Labels, and the scores of the labels 1..n if there are any."""
+        labels = _read_labels(self.files[name])
+        return labels, None if self._scores is None else self._scores.of(name, labels, self.files[name])
 
 
 def _label_files(folder: str | os.PathLike[str], argument: str) -> dict[str, Path]:
@@ -136,8 +153,4 @@ def _read_labels(path: Path) -> npt.NDArray[np.integer]:
         raise ValueError(
             f"'{path}' is not a label image: expected one integer per pixel, got shape {labels.shape} of {labels.dtype}"
         )
-    return labels.astype(np.int64)
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+    return labels

@@ -54,6 +54,8 @@ class TrueInstances:
     def from_labels(cls, labels: npt.NDArray[np.integer], void: BoolArray | None = None) -> TrueInstances:
         """From an (H, W) label image: 0 is background, every other value one instance, in ascending order."""
         labels = np.asarray(labels)
+        if labels.ndim != 2 or not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
+            raise ValueError(f"labels must be an (H, W) array of whole numbers, not {labels.shape} of {labels.dtype}")
         values = np.unique(labels)
         values = values[values != 0]
         return cls(labels == values[:, None, None], np.zeros(len(values), bool), void)
