@@ -50,8 +50,8 @@ def maskcut(
     Returns
     -------
     PeerResult
-        At most ``n_masks`` masks, none where all tokens are alike. The paper has no score: it is 1 for the first mask
-        and falls by equal steps.
+        At most ``n_masks`` masks, none where all tokens are alike. The paper has no score; here it is 1 minus the
+        eigenvalue of the cut, which is small where little is cut through.
 
     Raises
     ------
@@ -69,6 +69,7 @@ def maskcut(
     similarity, size = cosine_similarity(features, grid)
     taken = np.zeros(len(similarity), bool)
     masks: list[BoolArray] = []
+    scores: list[float] = []
     before = taken
     for turn in range(wanted):
         cut = bipartition(similarity, threshold, taken)
@@ -78,11 +79,11 @@ def maskcut(
         if turn and (found.mean() <= min_area or _overlap(found, before) > max_overlap):
             break
         before = found
-        if not (taken | ~found).all():
+        if (found & ~taken).any():
             masks.append(found & ~taken)
+            scores.append(1 - cut.value)
         taken = taken | found
-    scores = 1 - np.arange(len(masks)) / wanted
-    return PeerResult(np.array(masks, bool).reshape(-1, len(similarity)), scores)
+    return PeerResult(np.array(masks, bool).reshape(-1, len(similarity)), np.array(scores))
 
 
 def foreground_side(cut: Bipartition, grid: tuple[int, int]) -> tuple[BoolArray, int]:

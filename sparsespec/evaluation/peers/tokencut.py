@@ -27,7 +27,8 @@ def tokencut(features: npt.ArrayLike, grid: tuple[int, int], *, tau: float = 0.2
     Returns
     -------
     PeerResult
-        One mask, or none where all tokens are alike. The paper has no score: it is 1.
+        One mask, or none where all tokens are alike. The paper has no score; here it is 1 minus the eigenvalue of the
+        cut, which is small where little is cut through.
 
     Raises
     ------
@@ -47,4 +48,4 @@ def tokencut(features: npt.ArrayLike, grid: tuple[int, int], *, tau: float = 0.2
     if cut is None:
         return PeerResult(np.zeros((0, len(similarity)), bool), np.zeros(0))
     mask = component(cut.side, int(np.argmax(cut.vector)), size)
-    return PeerResult(mask[None], np.ones(1))
+    return PeerResult(mask[None], np.array([1 - cut.value]))
