@@ -32,7 +32,7 @@ _OBJECT_ROUNDS = 2
 _POSITION_ROUNDS = 2
 # Ridge, in mean variances of a channel. The directions hardly change between a tenth of these and ten times as much.
 _OBJECT_RIDGE = 9.0
-_POSITION_RIDGE = 0.03
+_POSITION_RIDGE = 0.3
 # The smaller class of an image weighs as if it had at least so many tokens, lest specks count as much as objects.
 _FEWEST = 20.0
 # Smaller instances say nothing about places within them.
@@ -163,10 +163,10 @@ def _fit_position(
             )
             found = find_instances(tokens, settings, directions=directions)
             stacked = _stacked(tokens)
-            for mask, score in zip(found.masks, found.scores, strict=True):
+            for mask in found.masks:
                 members = np.flatnonzero(mask)
                 if members.size >= _LEAST_INSTANCE and _stands_alone(mask, found.masks, tokens.grid):
-                    share = np.full(members.size, score / np.sqrt(members.size))
+                    share = np.full(members.size, 1 / np.sqrt(members.size))
                     yield stacked[members], _places(members, tokens.grid[1]), share
 
     try:
