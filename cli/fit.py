@@ -84,7 +84,7 @@ def fit_command(
     better. They have to be upright, and to show objects.
 
     The features of all photographs are held in memory, 1.8 MB for each at the usual size and four times as much at
-    twice the long side. On two cores 300 photographs take some five minutes.
+    twice the long side. On two cores 300 photographs take some two minutes.
 
     A photograph that cannot be read is listed on stderr and left out.
 
