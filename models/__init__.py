@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .metadata import ModelFormatError, TrunkMetadata, read_trunk_metadata
-from .registry import ModelInfo, UnknownModelError, get_model, list_models, resolve
+from .registry import ModelInfo, UnknownModelError, get_model, list_models, resolve, shipped_directions
 
 __all__ = [
     "ModelFormatError",
@@ -14,4 +14,5 @@ __all__ = [
     "list_models",
     "read_trunk_metadata",
     "resolve",
+    "shipped_directions",
 ]

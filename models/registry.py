@@ -84,6 +84,27 @@ _MODELS = (
 )
 
 
+# Directions fitted without labels, by the file the network's weights were taken from: they serve every precision.
+_DIRECTIONS = {"90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526": "dinov2_vits14_directions.npz"}
+
+
+def shipped_directions(source_sha256: str) -> Path | None:
+    """Find the file of the directions that come with the package for a network.
+
+    Parameters
+    ----------
+    source_sha256 : str
+        SHA-256 of the file the network's weights were taken from.
+
+    Returns
+    -------
+    pathlib.Path or None
+        None where there are none for this network.
+    """
+    file = _DIRECTIONS.get(source_sha256)
+    return None if file is None else _FOLDER / file
+
+
 def list_models() -> list[ModelInfo]:
     """List the models known by name.
 

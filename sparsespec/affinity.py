@@ -28,9 +28,10 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 
 from sparsespec._checks import check_count, check_features, check_grid
-from sparsespec._kernels import boc, knn, window
+from sparsespec._kernels import boc, knn, positions, window
 from sparsespec._kernels._compile import parallel_region
 from sparsespec._threads import Team, default_threads
+from sparsespec.channels import normalize_tokens
 
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.intp]
@@ -38,6 +39,9 @@ IndexArray = npt.NDArray[np.intp]
 METHODS = ("auto", "exact", "approximate")
 # Above so many tokens "auto" no longer compares every pair.
 EXACT_TOKENS = 32_768
+
+# Neighbours without likeness are a cheap cut, not two separate pictures.
+LEAST_WEIGHT = 1e-12
 
 # A ring of lines of the grid should stay in the second-level cache beside what is written.
 _RING_BYTES = 256 * 1024
@@ -310,6 +314,107 @@ def local_affinity(
         kinds = len(sweeps) if number == len(sweeps) - 1 else 0
         sweep.fill(marks, start, indices, data, divisor, first=number == 0, kinds=kinds, sharpness=sharpness)
     return _as_graph(data, indices, start)
+
+
+def cosine_affinity(
+    features: Sequence[npt.ArrayLike], grid: tuple[int, int], *, radius: int = 1, sharpness: float = 10.0
+) -> csr_array:
+    """Affinity of neighbouring tokens by the dot product of unit tokens: what BoC is compared with.
+
+    With c the mean over the kinds of features of the cosine of two tokens, the weight is exp(sharpness (c - 1)).
+
+    Parameters
+    ----------
+    features
+        One or more (N, C_f) arrays of the same tokens.
+    grid
+        (h, w), h w = N.
+    radius
+        Neighbours are at most so many rows and columns away.
+    sharpness
+        0 makes all weights 1.
+
+    Returns
+    -------
+    (N, N) scipy.sparse.csr_array of float64
+        As :func:`local_affinity`.
+
+    Raises
+    ------
+    ValueError
+        As :func:`local_affinity`.
+    """
+    graph = local_affinity(features, grid, radius=radius, sharpness=0.0)
+    if not (np.isfinite(sharpness) and sharpness >= 0):
+        raise ValueError(f"sharpness must be a number of at least 0, not {sharpness!r}")
+    rows = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
+    total = np.zeros(graph.nnz)
+    for one in features:
+        unit = normalize_tokens(check_features(one))
+        total += np.einsum("ij,ij->i", unit[rows], unit[graph.indices])
+    graph.data = np.maximum(np.exp(sharpness * (np.minimum(total / len(features), 1) - 1)), LEAST_WEIGHT)
+    return graph
+
+
+def weaken_back_steps(
+    affinity: csr_array,
+    position: npt.NDArray[np.floating],
+    grid: tuple[int, int],
+    *,
+    strength: float = 20.0,
+    threads: int | None = None,
+) -> csr_array:
+    """Weaken edges along which the position within the object steps back: there one object ends and the next begins.
+
+    Going right, tokens of one object lie further and further right in it; where the right edge of one object meets the
+    left edge of the next, the position falls from 0.5 to -0.5. With s the step of the position from token i to token j
+    in the direction of the edge, the weight is multiplied by exp(strength min(0, s)).
+
+    Parameters
+    ----------
+    affinity
+        (N, N) symmetric affinity of neighbouring tokens, weights in [0, 1].
+    position
+        (N, 2) array: x and y of each token in the box of its object, from -0.5 to 0.5
+        (:meth:`sparsespec.directions.Directions.position_of`).
+    grid
+        (h, w), h w = N.
+    strength
+        0 leaves the weights.
+    threads
+        At most so many; None for all that the process was granted. The result doesn't depend on it.
+
+    Returns
+    -------
+    (N, N) scipy.sparse.csr_array of float64
+        With the same entries, weights of at least 1e-12.
+
+    Raises
+    ------
+    ValueError
+        The grid or ``position`` doesn't fit, ``position`` isn't finite, or ``strength`` is negative or not finite.
+    """
+    if not (np.isfinite(strength) and strength >= 0):
+        raise ValueError(f"strength must be a number of at least 0, not {strength!r}")
+    graph = csr_array(affinity)
+    _, width = check_grid(grid, graph.shape[0])
+    position = np.asarray(position, dtype=np.float64)
+    if position.shape != (graph.shape[0], 2) or not np.isfinite(position).all():
+        raise ValueError(
+            f"position must be finite and of shape ({graph.shape[0]}, 2), one row for each token; "
+            f"its shape is {position.shape}"
+        )
+    across, down = np.ascontiguousarray(position.T)
+    data = np.asarray(graph.data, np.float64)
+    weights = np.empty(graph.nnz)
+
+    def work(first: int, last: int) -> None:
+        positions.weaken_back_steps(
+            graph.indptr, graph.indices, data, across, down, width, float(strength), LEAST_WEIGHT, first, last, weights
+        )
+
+    Team(threads).share(work, 0, graph.shape[0], at_once=4096)
+    return csr_array((weights, graph.indices, graph.indptr), shape=graph.shape)
 
 
 class _Sweep:

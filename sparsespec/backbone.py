@@ -181,6 +181,16 @@ class Backbone:
         return self._metadata.name
 
     @property
+    def source_sha256(self) -> str:
+        """SHA-256 of the file the weights were taken from, the same for every precision."""
+        return self._metadata.source_sha256
+
+    @property
+    def channels(self) -> int:
+        """C, of the queries, keys and values."""
+        return self._metadata.embed_dim
+
+    @property
     def patch_size(self) -> int:
         """Side of a token, pixels of the network's input."""
         return self._metadata.patch_size

@@ -232,7 +232,7 @@ def deviation_channel_reduction(features: npt.ArrayLike, keep: int = 60) -> Inde
     return np.argsort(-channel_deviation(features), kind="stable")[:keep]
 
 
-def instance_channels(features: npt.ArrayLike, keep: float = 1 / 3, keep_deviation: int = 60) -> FloatArray:
+def instance_channels(features: npt.ArrayLike, keep: float = 1 / 3, keep_deviation: int | None = 60) -> FloatArray:
     """Restrict features to the channels that tell instances apart: NCR, unit length, then DCR.
 
     Parameters
@@ -242,7 +242,7 @@ def instance_channels(features: npt.ArrayLike, keep: float = 1 / 3, keep_deviati
     keep
         See :func:`noise_channel_reduction`, here in its variant before normalisation.
     keep_deviation
-        See :func:`deviation_channel_reduction`.
+        See :func:`deviation_channel_reduction`; None leaves that step out.
 
     Returns
     -------
@@ -257,5 +257,7 @@ def instance_channels(features: npt.ArrayLike, keep: float = 1 / 3, keep_deviati
     array = check_features(features)
     kept = noise_channel_reduction(array, keep, normalize=False)
     quiet = _unit_tokens(array, kept)
+    if keep_deviation is None:
+        return quiet
     loud = np.argsort(-_deviation(quiet), kind="stable")[: check_count(keep_deviation, name="keep_deviation")]
     return np.take(quiet, loud, axis=1)

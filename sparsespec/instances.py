@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 
 from sparsespec._checks import check_grid
 from sparsespec._kernels import cuts as kernels
-from sparsespec._kernels import regions
+from sparsespec._kernels import positions, regions
 from sparsespec._threads import Team, default_threads
 from sparsespec.spectral import smallest_eigenpairs
 
@@ -400,6 +400,10 @@ class Candidates:
         """(m,) votes of the regions themselves."""
         return self._votes(self.tokens, self.ends)
 
+    def own_residuals(self, position: npt.NDArray[np.floating], grid: tuple[int, int]) -> Float64Array:
+        """(m,) residuals of the regions themselves, see :func:`position_residuals`."""
+        return _residuals(self.tokens, self.ends, position, grid)
+
     def _votes(self, tokens: TokenArray, ends: Int64Array) -> Float64Array:
         summed = regions.summed_overlap(self.tokens, self.ends, self.multiplicity, tokens, ends, self.n_tokens)
         return np.asarray(np.clip(summed / max(self.partitions, 1), 0, 1))
@@ -410,6 +414,47 @@ def _tokens_of_masks(masks: BoolArray) -> tuple[TokenArray, Int64Array]:
     tokens = [np.flatnonzero(mask) for mask in masks]
     ends = np.cumsum([len(t) for t in tokens], dtype=np.int64)
     return np.concatenate([np.empty(0, np.int32), *tokens]).astype(np.int32), ends
+
+
+def position_residuals(masks: BoolArray, position: npt.NDArray[np.floating], grid: tuple[int, int]) -> Float64Array:
+    """How far masks are from being one whole object each, by what their tokens say of their place in it.
+
+    In the box of a mask every token has a place, x and y from -0.5 to 0.5. The tokens of one whole object say just
+    that; those of a part have places on one side, those of two objects say everything twice, and those of no object
+    say anything.
+
+    Parameters
+    ----------
+    masks
+        (n, N) bool.
+    position
+        (N, 2) array: x and y that each token says (:meth:`sparsespec.directions.Directions.position_of`).
+    grid
+        (h, w), h w = N.
+
+    Returns
+    -------
+    (n,) float64 array
+        Mean squared distance of the two, over the mask's tokens. 0 for a mask without any; up to 1/6 where the tokens
+        say nothing at all.
+
+    Raises
+    ------
+    ValueError
+        The grid or ``position`` doesn't fit.
+    """
+    return _residuals(*_tokens_of_masks(masks), position, grid)
+
+
+def _residuals(
+    tokens: TokenArray, ends: Int64Array, position: npt.NDArray[np.floating], grid: tuple[int, int]
+) -> Float64Array:
+    position = np.asarray(position, np.float64)
+    _, width = check_grid(grid, len(position))
+    if position.shape[1:] != (2,):
+        raise ValueError(f"position must be of shape ({len(position)}, 2), not {position.shape}")
+    across, down = np.ascontiguousarray(position.T)
+    return np.asarray(positions.residuals(tokens, ends, across, down, width))
 
 
 def propose(
@@ -453,33 +498,37 @@ def propose(
 def select(
     candidates: Candidates,
     *,
-    min_votes: float = 0.36,
+    merit: Float64Array | None = None,
+    min_merit: float = 0.36,
     min_free: float = 0.8,
     n_instances: int | None = None,
 ) -> BoolArray:
-    """Take regions by falling votes as long as they are mostly free, and give each what is free of it.
+    """Take regions by falling merit as long as they are mostly free, and give each what is free of it.
 
     Parameters
     ----------
     candidates
         From :func:`propose`.
-    min_votes
-        Regions with fewer are not taken: this alone decides how many instances there are.
+    merit
+        (m,) array; the votes of the regions where it isn't given.
+    min_merit
+        Regions with less are not taken: this alone decides how many instances there are.
     min_free
         Share of a region that no better one has taken.
     n_instances
-        Take so many, whatever their votes, if there are as many.
+        Take so many, whatever their merit, if there are as many.
 
     Returns
     -------
     (n, N) bool array
-        Disjoint masks, by falling votes.
+        Disjoint masks, by falling merit.
     """
-    votes = candidates.own_votes()
-    sequence = np.argsort(-votes, kind="stable")
+    if merit is None:
+        merit = candidates.own_votes()
+    sequence = np.argsort(-merit, kind="stable")
     wanted = -1 if n_instances is None else n_instances
     if n_instances is None:
-        sequence = sequence[votes[sequence] >= min_votes]
+        sequence = sequence[merit[sequence] >= min_merit]
     owner, count = regions.take_free(
         candidates.tokens, candidates.ends, sequence, float(min_free), wanted, candidates.n_tokens
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -17,9 +18,18 @@ from sparsespec import __version__, affinity, channels, foreground, instances, p
 from sparsespec._checks import check_count
 from sparsespec._threads import limited_threads
 from sparsespec.backbone import DEFAULT_LONG_SIDE, Backbone, TokenFeatures
+from sparsespec.closer import crop_around, redraw
+from sparsespec.directions import Directions, find_directions
 from sparsespec.images import PixelSource, as_pixels
 
 METHODS = ("sparse", "paper")
+WEIGHTS = ("boc", "cosine")
+# The residual of a region in the middle of the field: wholeness alone leaves its votes as they are.
+_USUAL_RESIDUAL = 1 / 8
+# Of a logistic curve from merit to the overlap measured on the development photographs.
+_CALIBRATION = (2.76, 3.52)
+# A crop whose longer side is more than this share of what the network saw at once would show nothing new.
+LARGEST_CROP = 0.85
 
 
 @dataclass(frozen=True)
@@ -29,24 +39,39 @@ class Settings:
     Attributes
     ----------
     keep, keep_deviation
-        NCR and DCR for the graph, see :func:`sparsespec.channels.instance_channels`.
+        NCR and DCR for the graph, see :func:`sparsespec.channels.instance_channels`; 1 and None keep all channels.
+    weights
+        Of the graph: "boc" (:func:`sparsespec.affinity.local_affinity`), or "cosine" for the dot product of unit tokens
+        (:func:`sparsespec.affinity.cosine_affinity`).
     sharpness, smoothing_sharpness
-        Of :func:`sparsespec.affinity.local_affinity`, for cutting and for smoothing the objectness maps.
+        Of the weights, for cutting and for smoothing the objectness maps.
+    back_steps
+        How much edges are weakened along which the position within the object steps back, see
+        :func:`sparsespec.affinity.weaken_back_steps`; needs directions.
     smoothing
         Strength of :func:`sparsespec.foreground.smooth`.
     prototypes
         Of the background, see :func:`sparsespec.foreground.background_prototypes`.
     thresholds
-        On the objectness maps, in standard deviations above their mean.
+        On the maps of border contrast, in standard deviations above their mean.
+    learned_thresholds, learned_contrast, learned_weight
+        On the objectness by direction, to which so many times the border contrast of the queries is added; and how many
+        votes each of its partitions has. A weight of 0 leaves it out.
     cut_thresholds
         Largest normalised cut that is still made, for a token grid of 32 along its longer side; it falls
         as one over that side.
-    min_votes
-        Consensus below which a region is no instance, in [0, 1].
+    wholeness
+        How much the merit of a region falls with the residual of its tokens' positions, see
+        :func:`sparsespec.instances.position_residuals`; needs directions.
+    min_merit
+        Votes times wholeness below which a region is no instance.
     min_votes_left
-        The same for what a region has left after better ones took their part of it.
+        Votes below which it is none after better ones took their part of it.
     min_contrast
-        Objectness above the background's below which a region is texture, as a difference of cosines.
+        Largest border contrast, smoothed, below which an image holds nothing, as a difference of cosines.
+    closer_margin, closer_cuts
+        Of the crops that instances are looked at in once more, see :func:`sparsespec.closer.crop_around`, and what the
+        cut thresholds are multiplied with in them. A margin of 0 leaves the closer look out.
     filter_radius, filter_eps
         Of the guided filter, see :func:`sparsespec.refine.refine_masks`.
     min_speck
@@ -54,16 +79,24 @@ class Settings:
     """
 
     keep: float = 1 / 3
-    keep_deviation: int = 60
+    keep_deviation: int | None = 60
+    weights: str = "boc"
     sharpness: float = 25.0
     smoothing_sharpness: float = 20.0
+    back_steps: float = 20.0
     smoothing: float = 3.0
     prototypes: int = 4
     thresholds: tuple[float, ...] = tuple(float(t) for t in np.linspace(-0.5, 2.0, 9))
-    cut_thresholds: tuple[float, ...] = (0.02, 0.04, 0.08)
-    min_votes: float = 0.36
-    min_votes_left: float = 0.3
-    min_contrast: float = 0.04
+    learned_thresholds: tuple[float, ...] = tuple(float(t) for t in np.linspace(-0.2, 1.8, 9))
+    learned_contrast: float = 2.0
+    learned_weight: int = 3
+    cut_thresholds: tuple[float, ...] = (0.016, 0.032, 0.064)
+    wholeness: float = 2.0
+    min_merit: float = 0.36
+    min_votes_left: float = 0.27
+    min_contrast: float = 0.24
+    closer_margin: float = 0.75
+    closer_cuts: float = 0.4
     filter_radius: float = 2.0
     filter_eps: float = 1e-4
     min_speck: float = 0.5
@@ -72,9 +105,25 @@ class Settings:
         for name in ("sharpness", "smoothing_sharpness"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)!r}")
-        for name in ("thresholds", "cut_thresholds"):
+        for name in ("back_steps", "wholeness", "learned_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)!r}")
+        for name in ("thresholds", "learned_thresholds", "cut_thresholds"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must hold at least one number")
+        if self.weights not in WEIGHTS:
+            raise ValueError(f"weights must be one of {', '.join(map(repr, WEIGHTS))}, not {self.weights!r}")
+
+
+PLAIN = Settings(
+    back_steps=0.0,
+    wholeness=0.0,
+    learned_weight=0,
+    cut_thresholds=(0.02, 0.04, 0.08),
+    min_votes_left=0.3,
+    closer_margin=0.0,
+)
+"""The settings where there are no directions: nothing but the photograph itself decides."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +177,12 @@ class Segmenter:
         the size of the image in any case.
     providers, threads
         See :class:`~sparsespec.backbone.Backbone`; not with a Backbone as the model.
+    directions
+        Of the network, fitted without labels (:mod:`sparsespec.directions`): "default" takes those that come with the
+        package, if there are any for this network, None none, a path those that ``sparsespec fit`` wrote. Without
+        directions nothing but the photograph itself decides.
     settings
-        Of the sparse method.
+        Of the sparse method. The default depends on whether there are directions.
 
     Raises
     ------
@@ -159,6 +212,7 @@ class Segmenter:
         megapixels: float | None = None,
         providers: Sequence[str] | None = None,
         threads: int | None = None,
+        directions: Directions | str | os.PathLike[str] | None = "default",
         settings: Settings | None = None,
     ) -> None:
         if method not in METHODS:
@@ -182,7 +236,10 @@ class Segmenter:
         self._resolution = _resolution(long_side, scale, megapixels)
         self._n_instances = n_instances
         self._method = method
-        self._settings = settings or Settings()
+        self._directions = find_directions(
+            directions, source_sha256=self._backbone.source_sha256, channels=self._backbone.channels
+        )
+        self._settings = _default_settings(settings, self._directions)
 
     @property
     def backbone(self) -> Backbone:
@@ -250,65 +307,65 @@ class Segmenter:
         return tokens
 
     def _sparse(self, pixels: PixelSource, clock: _Clock, out: npt.NDArray[np.integer[Any]] | None) -> _Found:
-        settings = self._settings
         tokens = self._features(pixels, clock)
-        grid, extent, of_tokens = tokens.grid, _extent(tokens), tokens.info
-        token_side = tokens.patch_size / tokens.scale
-        kinds = (tokens.keys, tokens.queries, tokens.values)
-
-        with clock("channels"):
-            reduced = [channels.instance_channels(f, settings.keep, settings.keep_deviation) for f in kinds]
-        with clock("affinity"):
-            graph = affinity.local_affinity(reduced, grid, sharpness=settings.sharpness)
-            ratio = settings.smoothing_sharpness / settings.sharpness
-            smoothing_graph = csr_array((graph.data**ratio, graph.indices, graph.indptr), shape=graph.shape)
-        with clock("foreground"):
-            objectness = [foreground.border_contrast(f, grid, settings.prototypes) for f in kinds]
-            standard = np.column_stack([foreground.standardise(m) for m in objectness])
-            smoothed = foreground.smooth(standard, smoothing_graph, settings.smoothing)
-            maps = [(column, settings.thresholds) for column in smoothed.T]
-        channels_seen = {"total": sum(f.shape[1] for f in kinds), "kept": sum(f.shape[1] for f in reduced)}
-        # At high resolution these are most of the memory, and what follows needs the graph alone.
-        del tokens, kinds, reduced
-        with clock("instances"):
-            cutter = instances.RegionCutter(graph, grid)
-            cut_thresholds = [cut * 32 / max(grid) for cut in settings.cut_thresholds]
-            candidates = instances.propose(maps, cutter, cut_thresholds=cut_thresholds)
-            masks = instances.select(candidates, min_votes=settings.min_votes, n_instances=self._n_instances)
-            if self._n_instances is None:
-                masks = masks[candidates.votes(masks) >= settings.min_votes_left]
-                masks = masks[foreground.contrast(masks, np.mean(objectness, axis=0)) >= settings.min_contrast]
-            elif len(masks) < self._n_instances:
-                masks = instances.split_until(masks, self._n_instances, cutter)
-            scores = candidates.votes(masks)
-            # In the order of the result already: where no mask is lost on the way, its label is its number.
-            by_score = np.argsort(-scores, kind="stable")
-            masks, scores = masks[by_score], scores[by_score]
-            fiedler = [cutter.fiedler_value(cutter.tokens_of(mask)) for mask in masks]
+        found = _find(tokens, self._settings, self._directions, self._n_instances, None, clock)
+        frame, of_tokens = _Frame.of(tokens), tokens.info
+        # At high resolution these are most of the memory, and what follows needs the masks alone.
+        del tokens
+        exact = self._n_instances is not None
         with clock("refine"):
-            token_masks = masks.reshape(-1, *grid)
-            labels = refine.refine_masks(
-                pixels,
-                token_masks,
-                extent,
-                radius=settings.filter_radius,
-                eps=settings.filter_eps,
-                out=out,
-            )
-            refine.absorb_specks(labels, settings.min_speck * token_side**2, out=labels)
-            if self._n_instances is not None:
-                refine.keep_all(labels, token_masks, extent)
-        record = cutter.record
-        details = {
-            "channels": channels_seen,
-            "candidates": len(candidates),
-            "solver": "amg-lobpcg and inverse iteration" if record.large else "inverse iteration",
-            "cuts": record.cuts,
-            "iterations": record.iterations,
-            "largest_residual": record.largest_residual,
-        }
-        of_each = {"eigenvalues": [value for value, _ in fiedler], "residuals": [residual for _, residual in fiedler]}
-        return _Found(labels, scores, grid, of_tokens, details, of_each)
+            labels = _paint(pixels, found.masks, frame, self._settings, exact, out)
+        details, scores, of_each, crops = found.details, found.scores, found.of_each, 0
+        if self._settings.closer_margin > 0 and len(found.masks):
+            scores, of_each, crops = self._look_closer(pixels, found, frame, labels, clock)
+        return _Found(labels, scores, frame.grid, of_tokens, {**details, "crops": crops}, of_each)
+
+    def _look_closer(
+        self,
+        pixels: PixelSource,
+        found: TokenInstances,
+        frame: _Frame,
+        labels: npt.NDArray[np.integer[Any]],
+        clock: _Clock,
+    ) -> tuple[npt.NDArray[np.float64], dict[str, list[float]], int]:
+        """Redraw instances from crops around them: scores and numbers of each label, and how many crops there were."""
+        settings = self._settings
+        closer = dataclasses.replace(
+            settings, cut_thresholds=tuple(cut * settings.closer_cuts for cut in settings.cut_thresholds)
+        )
+        scores = found.scores.tolist()
+        of_each = {name: list(values) for name, values in found.of_each.items()}
+        looked = 0
+        for k, mask in enumerate(found.masks):
+            box = crop_around(mask.reshape(frame.grid), frame.token_side, frame.shape, settings.closer_margin)
+            if box is None or max(box[2] - box[0], box[3] - box[1]) * frame.scale > LARGEST_CROP * DEFAULT_LONG_SIDE:
+                continue
+            top, left, bottom, right = box
+            view = labels[top:bottom, left:right]
+            with clock("refine"):
+                window = as_pixels(pixels.read(*box))
+                # As it was found, whatever became of its neighbours meanwhile: none of them took pixels of it.
+                first = view == k + 1
+            with clock("features"):
+                tokens = self._backbone.features(window, long_side=DEFAULT_LONG_SIDE)
+            seen = _find(tokens, closer, self._directions, None, None, clock)
+            looked += 1
+            with clock("refine"):
+                crop = _paint(window, seen.masks, _Frame.of(tokens), closer, False, None)
+                taken = redraw(view, first, k + 1, crop, len(scores) + 1, split=self._n_instances is None)
+            for label, region in taken:
+                if len(taken) > 1:
+                    score = float(np.sqrt(found.scores[k] * seen.scores[region - 1]))
+                    numbers = {name: values[region - 1] for name, values in seen.of_each.items()}
+                    if label == k + 1:
+                        scores[k] = score
+                        for name, value in numbers.items():
+                            of_each[name][k] = value
+                    else:
+                        scores.append(score)
+                        for name, value in numbers.items():
+                            of_each[name].append(value)
+        return np.array(scores), of_each, looked
 
     def _paper(self, pixels: PixelSource, clock: _Clock, out: npt.NDArray[np.integer[Any]] | None) -> _Found:
         tokens = self._features(pixels, clock)
@@ -317,7 +374,7 @@ class Segmenter:
         with clock("instances"):
             found = paper.instances(tokens.keys, tokens.grid, mask.mask, self._n_instances, self._seed)
         with clock("refine"):
-            extent = _extent(tokens)
+            extent = _Frame.of(tokens).extent
             labels = refine.enlarge_labels(found.labels, extent, pixels.shape[:2])
             if out is not None:
                 out[...] = labels
@@ -362,6 +419,175 @@ def segment(image: npt.ArrayLike | PixelSource, **options: Any) -> Segmentation:
 
 
 @dataclass(frozen=True, eq=False)
+class TokenInstances:
+    """The instances of one image on its token grid.
+
+    Attributes
+    ----------
+    masks
+        (n, N) bool, disjoint, by falling score.
+    scores
+        (n,) float64 in [0, 1].
+    candidates
+        The regions they were chosen from.
+    details
+        Numbers about the image, of :attr:`Segmentation.info`.
+    of_each
+        Numbers about each instance, of :attr:`Segmentation.info`.
+    """
+
+    masks: npt.NDArray[np.bool_]
+    scores: npt.NDArray[np.float64]
+    candidates: instances.Candidates
+    details: dict[str, Any]
+    of_each: dict[str, list[float]]
+
+
+def find_instances(
+    tokens: TokenFeatures,
+    settings: Settings | None = None,
+    *,
+    directions: Directions | None = None,
+    n_instances: int | None = None,
+    foreground_mask: npt.NDArray[np.bool_] | None = None,
+) -> TokenInstances:
+    """Everything between the features and the pixels of ``method="sparse"``: for tables, and for features of your own.
+
+    Parameters
+    ----------
+    tokens
+        Features of an image.
+    settings
+        The default is ``Settings()`` with directions and :data:`PLAIN` without.
+    directions
+        Of the network that made the features.
+    n_instances
+        As for :class:`Segmenter`.
+    foreground_mask
+        (N,) bool: take this for the foreground instead of looking for one.
+
+    Returns
+    -------
+    TokenInstances
+
+    Raises
+    ------
+    ValueError
+        ``foreground_mask`` has another length; the directions are of another network; more instances are wanted than
+        there are tokens.
+    """
+    return _find(tokens, _default_settings(settings, directions), directions, n_instances, foreground_mask, _Clock())
+
+
+def paint(
+    pixels: npt.ArrayLike | PixelSource,
+    found: TokenInstances,
+    tokens: TokenFeatures,
+    settings: Settings | None = None,
+) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.float32]]:
+    """From instances on the token grid to pixels, as :class:`Segmenter` does it.
+
+    Parameters
+    ----------
+    pixels
+        The image that the features are of.
+    found
+        Of :func:`find_instances`.
+    tokens
+        Features of the image.
+    settings
+        As for :func:`find_instances`; only what concerns pixels matters.
+
+    Returns
+    -------
+    labels : (H, W) int32 array
+        0 is background, 1..n are the instances by falling score.
+    scores : (n,) float32 array
+        Of those that have pixels.
+    """
+    settings = settings or Settings()
+    labels = _paint(as_pixels(pixels), found.masks, _Frame.of(tokens), settings, False, None)
+    scores, _, _ = _in_order(labels, found.scores)
+    return labels, scores
+
+
+def _default_settings(settings: Settings | None, directions: Directions | None) -> Settings:
+    return settings or (PLAIN if directions is None else Settings())
+
+
+def _find(
+    tokens: TokenFeatures,
+    settings: Settings,
+    directions: Directions | None,
+    n_instances: int | None,
+    foreground_mask: npt.NDArray[np.bool_] | None,
+    clock: _Clock,
+) -> TokenInstances:
+    grid = tokens.grid
+    kinds = (tokens.keys, tokens.queries, tokens.values)
+    with clock("channels"):
+        reduced = [channels.instance_channels(f, settings.keep, settings.keep_deviation) for f in kinds]
+    with clock("affinity"):
+        weigh = affinity.local_affinity if settings.weights == "boc" else affinity.cosine_affinity
+        graph = weigh(reduced, grid, sharpness=settings.sharpness)
+        ratio = settings.smoothing_sharpness / settings.sharpness
+        smoothing_graph = csr_array((graph.data**ratio, graph.indices, graph.indptr), shape=graph.shape)
+        position = None
+        if directions is not None and (settings.back_steps or settings.wholeness):
+            position = directions.position_of(*kinds)
+        if position is not None and settings.back_steps:
+            graph = affinity.weaken_back_steps(graph, position, grid, strength=settings.back_steps)
+    with clock("foreground"):
+        if foreground_mask is None:
+            maps, anything = _objectness_maps(kinds, grid, smoothing_graph, settings, directions)
+            # Whoever gives the count says that there is something.
+            if not anything and n_instances is None:
+                maps = []
+        else:
+            chosen = np.asarray(foreground_mask, bool)
+            if chosen.shape != (grid[0] * grid[1],):
+                raise ValueError(f"foreground_mask must be of shape ({grid[0] * grid[1]},), not {chosen.shape}")
+            maps = [(chosen.astype(np.float64), (0.5,))]
+    with clock("instances"):
+        cutter = instances.RegionCutter(graph, grid)
+        cut_thresholds = [cut * 32 / max(grid) for cut in settings.cut_thresholds]
+        candidates = instances.propose(maps, cutter, cut_thresholds=cut_thresholds)
+
+        def whole(residuals: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            return np.asarray(np.exp(settings.wholeness * (_USUAL_RESIDUAL - residuals)))
+
+        merit = candidates.own_votes()
+        if position is not None:
+            merit = merit * whole(candidates.own_residuals(position, grid))
+        masks = instances.select(candidates, merit=merit, min_merit=settings.min_merit, n_instances=n_instances)
+        votes = candidates.votes(masks)
+        if n_instances is None:
+            masks, votes = masks[votes >= settings.min_votes_left], votes[votes >= settings.min_votes_left]
+        elif len(masks) < n_instances:
+            masks = instances.split_until(masks, n_instances, cutter)
+            votes = candidates.votes(masks)
+        scores = votes
+        if position is not None:
+            scores = votes * whole(instances.position_residuals(masks, position, grid))
+        scores = _likely_overlap(scores)
+        # In the order of the result already: where no mask is lost on the way, its label is its number.
+        by_score = np.argsort(-scores, kind="stable")
+        masks, scores = masks[by_score], scores[by_score]
+        fiedler = [cutter.fiedler_value(cutter.tokens_of(mask)) for mask in masks]
+    record = cutter.record
+    details = {
+        "channels": {"total": sum(f.shape[1] for f in kinds), "kept": sum(f.shape[1] for f in reduced)},
+        "candidates": len(candidates),
+        "solver": "amg-lobpcg and inverse iteration" if record.large else "inverse iteration",
+        "cuts": record.cuts,
+        "iterations": record.iterations,
+        "largest_residual": record.largest_residual,
+    }
+    of_each = {"eigenvalues": [value for value, _ in fiedler], "residuals": [residual for _, residual in fiedler]}
+    return TokenInstances(masks, scores, candidates, details, of_each)
+
+
+@dataclass(frozen=True, eq=False)
 class _Found:
     """What a method found: pixels labelled 1..n in the order of its masks, and numbers about each mask."""
 
@@ -390,10 +616,68 @@ class _Clock:
         return {**self.stages, "total": time.perf_counter() - self.start}
 
 
-def _extent(tokens: TokenFeatures) -> tuple[float, float]:
-    """Tokens that the image covers, high and wide: the grid without its padding."""
-    height, width = (side * tokens.scale / tokens.patch_size for side in tokens.image_shape)
-    return min(height, float(tokens.grid[0])), min(width, float(tokens.grid[1]))
+_Map = tuple[npt.NDArray[np.float64], Sequence[float]]
+
+
+def _objectness_maps(
+    kinds: Sequence[npt.NDArray[np.float32]],
+    grid: tuple[int, int],
+    smoothing_graph: csr_array,
+    settings: Settings,
+    directions: Directions | None,
+) -> tuple[list[_Map], bool]:
+    """Smoothed objectness maps with the thresholds to take on each, and whether there is anything in the image."""
+    contrasts = [foreground.border_contrast(f, grid, settings.prototypes) for f in kinds]
+    columns = [foreground.standardise(m) for m in contrasts] + [np.mean(contrasts, axis=0, dtype=np.float64)]
+    if directions is not None and settings.learned_weight:
+        columns.append(directions.objectness_of(*kinds) + settings.learned_contrast * contrasts[1])
+    smoothed = foreground.smooth(np.column_stack(columns), smoothing_graph, settings.smoothing).T
+    anything = bool(smoothed[3].max() >= settings.min_contrast)
+    maps: list[_Map] = [(values, settings.thresholds) for values in smoothed[:3]]
+    return maps + [(values, settings.learned_thresholds) for values in smoothed[4:]] * settings.learned_weight, anything
+
+
+def _likely_overlap(merit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Intersection over union with a true object to expect of an instance: merit overstates it, but orders alike."""
+    return np.asarray(1 / (1 + np.exp(_CALIBRATION[0] - _CALIBRATION[1] * merit)))
+
+
+def _paint(
+    pixels: PixelSource,
+    masks: npt.NDArray[np.bool_],
+    frame: _Frame,
+    settings: Settings,
+    keep_all: bool,
+    out: npt.NDArray[np.integer[Any]] | None,
+) -> npt.NDArray[np.integer[Any]]:
+    """Label the pixels of (n, N) masks on the token grid, 1..n in their order."""
+    token_masks = masks.reshape(-1, *frame.grid)
+    labels = refine.refine_masks(
+        pixels, token_masks, frame.extent, radius=settings.filter_radius, eps=settings.filter_eps, out=out
+    )
+    refine.absorb_specks(labels, settings.min_speck * frame.token_side**2, out=labels)
+    if keep_all:
+        refine.keep_all(labels, token_masks, frame.extent)
+    return labels
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """How the token grid lies on the image: what is left to know of features that are gone."""
+
+    grid: tuple[int, int]
+    shape: tuple[int, int]
+    scale: float
+    token_side: float
+    extent: tuple[float, float]
+
+    @classmethod
+    def of(cls, tokens: TokenFeatures) -> _Frame:
+        side = tokens.patch_size / tokens.scale
+        # Tokens that the image covers, high and wide: the grid without its padding.
+        high, wide = (pixels / side for pixels in tokens.image_shape)
+        extent = min(high, float(tokens.grid[0])), min(wide, float(tokens.grid[1]))
+        return cls(tokens.grid, tokens.image_shape, tokens.scale, side, extent)
 
 
 def _in_order(

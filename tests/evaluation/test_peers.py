@@ -75,7 +75,7 @@ def _reference_tokencut(features: np.ndarray, grid: tuple[int, int], tau: float)
 
 
 def _reference_maskcut(
-    features: np.ndarray, grid: tuple[int, int], tau: float, n_masks: int
+    features: np.ndarray, grid: tuple[int, int], tau: float, n_masks: int, rules: bool
 ) -> list[tuple[np.ndarray, float]]:
     h, w = grid
     taken: set[int] = set()
@@ -92,7 +92,7 @@ def _reference_maskcut(
             seed = int(np.argmax(vector))
         mask = _flood(side, seed, grid)
         tokens = set(np.flatnonzero(mask).tolist())
-        if turn and (len(tokens) <= 0.01 * h * w or len(tokens & last) > 0.5 * len(tokens | last)):
+        if rules and turn and (len(tokens) <= 0.01 * h * w or len(tokens & last) > 0.5 * len(tokens | last)):
             break
         new = sorted(tokens - taken)
         if new:
@@ -114,12 +114,12 @@ def test_tokencut_against_the_definition(seed: int, tau: float) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("tau", [0.0, 0.15])
-def test_maskcut_against_the_definition(seed: int, tau: float) -> None:
+@pytest.mark.parametrize(("tau", "rules"), [(0.0, False), (0.15, False), (0.15, True)])
+def test_maskcut_against_the_definition(seed: int, tau: float, rules: bool) -> None:
     truth = _scene((slice(1, 3), slice(1, 3)), (slice(3, 7), slice(4, 8)), grid=(8, 9))
     features = _features(truth, noise=1.0, seed=seed)
-    found = maskcut(features, truth.shape, tau=tau, n_masks=4)
-    expected = _reference_maskcut(features, truth.shape, tau, 4)
+    found = maskcut(features, truth.shape, tau=tau, n_masks=4, min_area=0.01 * rules, max_overlap=0.5 if rules else 1.0)
+    expected = _reference_maskcut(features, truth.shape, tau, 4, rules)
     for mask, score, (expected_mask, value) in zip(found.masks, found.scores, expected, strict=True):
         np.testing.assert_array_equal(mask, expected_mask)
         assert score == pytest.approx(1 - value, abs=1e-12)
@@ -160,13 +160,21 @@ def test_maskcut_finds_two_objects() -> None:
     assert ((found.scores > 0) & (found.scores < 1)).all()
 
 
-def test_maskcut_stops_at_crumbs() -> None:
+def test_maskcut_stops_at_crumbs_where_asked_to() -> None:
     # One token of 130 is no object, but the first cut is not asked how large it is.
     crumbs = _scene((slice(2, 3), slice(2, 3)), (slice(6, 7), slice(8, 9)))
-    found = maskcut(_features(crumbs), GRID)
+    found = maskcut(_features(crumbs), GRID, min_area=0.01)
     assert len(found) == 1
     assert found.masks.sum() == 1
-    assert len(maskcut(_features(crumbs), GRID, min_area=0.0)) >= 2
+    assert len(maskcut(_features(crumbs), GRID)) >= 2
+
+
+@pytest.mark.parametrize("name", ["min_area", "max_overlap"])
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_maskcut_rules_are_shares(name: str, share: float) -> None:
+    rules: dict[str, Any] = {name: share}
+    with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\]"):
+        maskcut(np.eye(4), (2, 2), **rules)
 
 
 def test_foreground_has_few_corners() -> None:
