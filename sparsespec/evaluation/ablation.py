@@ -7,6 +7,7 @@ Every image is looked at once. Its features are computed for each model and size
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,15 +30,16 @@ from sparsespec.evaluation.peers import PEERS, segment_with_peer
 from sparsespec.evaluation.report import Report
 from sparsespec.evaluation.truth import Dataset, Example, TrueInstances
 from sparsespec.fitting import fit_directions
-from sparsespec.images import read_image
-from sparsespec.pipeline import PLAIN, Settings, TokenInstances, find_instances, paint
+from sparsespec.images import PixelSource, read_image
+from sparsespec.pipeline import Segmenter, Settings, TokenInstances, find_instances, paint
 
 BoolArray = npt.NDArray[np.bool_]
 IntArray = npt.NDArray[np.integer[Any]]
 Masks = tuple[IntArray, npt.NDArray[np.floating[Any]]]
 Say = Callable[[str], None]
 
-METHODS = ("ours", "tokencut", "maskcut", "paper", "truth", "candidates")
+PEER_METHODS = ("tokencut", "maskcut", "paper")
+METHODS = ("ours", *PEER_METHODS, "truth", "candidates")
 SEEN = ("default", "none", "others")
 LONG_SIDES = (448, 560, 640)
 """Sizes of the network's input that the table of resolutions has, pixels along the longer side."""
@@ -64,7 +66,8 @@ class Variant:
     told_count, told_foreground
         Whether the true number of instances is given, or which tokens lie mostly in one.
     refined
-        Whether edges follow the photograph; if not, every pixel has the label of its token.
+        Of "truth" and "candidates": whether edges follow the photograph; if not, every pixel has the label of its
+        token.
     long_side
         Of the network's input, pixels.
     model
@@ -138,10 +141,12 @@ STEPS: Mapping[str, Mapping[str, Any]] = {
     "dot product in place of BoC": {"weights": "cosine", "sharpness": _COSINE_SHARPNESS},
     "graph without features": {"sharpness": 1e-9, "smoothing_sharpness": 20e-9},
     "no cuts, connected regions only": {"cut_thresholds": (1e-12,)},
-    "one threshold for cuts": {"cut_thresholds": (0.028,)},
+    "one threshold for cuts": {"cut_thresholds": (0.032,)},
     "whatever is left counts": {"min_votes_left": 0.0},
     "texture counts": {"min_contrast": 0.0},
+    "no closer look": {"closer_margin": 0.0},
     "specks stay": {"min_speck": 0.0},
+    "edges don't follow the photograph": {"filter_radius": 0.0},
 }
 """What each step earns: the settings of ours with these changes. Another row is another line here."""
 
@@ -170,6 +175,7 @@ def plans(
     }
     switched = {name: _changed(_switched(changes)) for name, changes in PAPER_ROWS.items()}
     steps = {name: _changed(dataclasses.replace(Settings(), **changes)) for name, changes in STEPS.items()}
+    once = dataclasses.replace(Settings(), closer_margin=0.0)
     sizes = {f"{side} pixels": Variant(long_side=side) for side in long_sides if side != DEFAULT_LONG_SIDE}
     other_models = {
         f"{DEFAULT_LONG_SIDE} pixels, {os.path.basename(os.fspath(file))}": Variant(model=os.fspath(file))
@@ -182,16 +188,16 @@ def plans(
         Plan(
             "steps",
             "What each step of ours earns",
-            {"ours": ours, **plain, **steps, "edges don't follow the photograph": Variant(refined=False)},
+            {"ours": ours, **plain, **steps},
         ),
         Plan(
             "bounds",
             "Upper bounds",
             {
-                "ours": ours,
-                "told the count": Variant(told_count=True),
-                "told the foreground": Variant(told_foreground=True),
-                "told the foreground and the count": Variant(told_foreground=True, told_count=True),
+                "ours, no closer look": Variant(settings=once),
+                "told the count": Variant(settings=once, told_count=True),
+                "told the foreground": Variant(settings=once, told_foreground=True),
+                "told the foreground and the count": Variant(settings=once, told_foreground=True, told_count=True),
                 "told which regions to choose": Variant("candidates"),
                 "true tokens": Variant("truth"),
                 "true tokens, edges don't follow the photograph": Variant("truth", refined=False),
@@ -262,12 +268,15 @@ class Ablation:
         For each set, the sets and the numbers of their photographs that directions were fitted on without it.
     notes
         What to know when reading the figures, a sentence each.
+    draws
+        Of the bootstrap.
     """
 
     sets: Sequence[Dataset]
     tables: Sequence[MeasuredTable]
     fitted_on: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     notes: Sequence[str] = field(default_factory=tuple)
+    draws: int = 1000
 
 
 def run_ablation(
@@ -314,7 +323,7 @@ def run_ablation(
     if any(variant.directions == "others" for variant in variants):
         if len(sets) < 2:
             raise ValueError("directions can be fitted on other sets only where there are at least two sets")
-        fitted_on = _fit_without_each(runner, sets, variants, say)
+        fitted_on = _fit_without_each(runner, sets, say)
 
     scores: dict[Variant, dict[str, dict[str, ImageScore]]] = {variant: {} for variant in variants}
     for dataset in sets:
@@ -344,7 +353,7 @@ def run_ablation(
         ]
         measured.append(MeasuredTable(table.key, table.title, rows))
     notes = () if ranking else ("AP is left out: average precision needs pycocotools: pip install sparsespec[eval]",)
-    return Ablation(tuple(sets), tuple(measured), fitted_on, notes)
+    return Ablation(tuple(sets), tuple(measured), fitted_on, notes, draws)
 
 
 def minus_best(
@@ -433,30 +442,46 @@ class _Scene:
         return int(judged.any(axis=(1, 2)).sum())
 
 
+class _Remembering(Backbone):
+    """A backbone that computes the features of each picture once, until it is told to forget them.
+
+    Variants look at the same picture, and most of them at the same crops of it.
+    """
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self._remembered: dict[tuple[Any, ...], TokenFeatures] = {}
+
+    def features(self, image: Any, **size: Any) -> TokenFeatures:
+        """As :meth:`Backbone.features`, which this calls for pictures that it hasn't seen at that size."""
+        pixels = image.read(0, 0, *image.shape[:2]) if isinstance(image, PixelSource) else np.asarray(image)
+        key = (pixels.shape, pixels.dtype.str, hashlib.sha256(pixels.tobytes()).digest(), tuple(sorted(size.items())))
+        if key not in self._remembered:
+            self._remembered[key] = super().features(pixels, **size)
+        return self._remembered[key]
+
+    def forget(self) -> None:
+        """Start anew."""
+        self._remembered.clear()
+
+
 class _Runner:
     """Runs variants, with the models and the directions they need."""
 
     def __init__(self, ranking: bool) -> None:
         self._ranking = ranking
-        self._backbones: dict[str, Backbone] = {}
-        self._held: dict[tuple[str, str], TokenFeatures] = {}
-        self.without: dict[tuple[str, str], Directions] = {}
+        self._backbones: dict[str, _Remembering] = {}
+        self.without: dict[str, Directions] = {}
 
-    def backbone(self, model: str) -> Backbone:
+    def backbone(self, model: str) -> _Remembering:
         if model not in self._backbones:
-            self._backbones[model] = Backbone(model)
+            self._backbones[model] = _Remembering(model)
         return self._backbones[model]
-
-    def hold(self, dataset: Dataset, example: Example) -> TokenFeatures:
-        """Compute the usual features of an image and keep them until it is scored."""
-        tokens = self.backbone("default").features(read_image(example.image))
-        self._held[dataset.name, example.name] = tokens
-        return tokens
 
     def scores(
         self, dataset: Dataset, example: Example, variants: Sequence[Variant]
     ) -> Iterator[tuple[Variant, ImageScore]]:
-        """Score each variant on an image, with the features of one model and size at a time."""
+        """Score each variant on an image."""
         scene = _Scene(read_image(example.image), example.load())
         if scene.truth.shape != scene.pixels.shape[:2]:
             (height, width), (tall, wide) = scene.truth.shape, scene.pixels.shape[:2]
@@ -464,50 +489,48 @@ class _Runner:
                 f"the sizes differ: the truth of '{example.name}' is {width} x {height} pixels, and the image "
                 f"'{example.image}' is {wide} x {tall}"
             )
-        usual = self._held.pop((dataset.name, example.name), None)
-        for model, long_side in dict.fromkeys((variant.model, variant.long_side) for variant in variants):
-            backbone = self.backbone(model)
-            if usual is not None and (model, long_side) == ("default", DEFAULT_LONG_SIDE):
-                tokens = usual
-            else:
-                tokens = backbone.features(scene.pixels, long_side=long_side)
-            for variant in variants:
-                if (variant.model, variant.long_side) == (model, long_side):
-                    directions = self._directions(variant, dataset)
-                    with limited_threads(backbone.threads):
-                        labels, confidence = run_variant(variant, scene, tokens, directions)
-                    yield variant, score_image(labels, scene.truth, confidence, ranking=self._ranking)
-
-    def _directions(self, variant: Variant, dataset: Dataset) -> Directions | None:
-        if variant.directions == "none":
-            return None
-        if variant.directions == "others":
-            return self.without[variant.model, dataset.name]
-        backbone = self.backbone(variant.model)
-        return find_directions("default", source_sha256=backbone.source_sha256, channels=backbone.channels)
+        for variant in variants:
+            backbone = self.backbone(variant.model)
+            directions = None
+            if variant.directions == "others":
+                directions = self.without[dataset.name]
+            elif variant.directions == "default":
+                directions = find_directions(
+                    "default", source_sha256=backbone.source_sha256, channels=backbone.channels
+                )
+            labels, confidence = _run_variant(variant, scene, backbone, directions)
+            yield variant, score_image(labels, scene.truth, confidence, ranking=self._ranking)
+        for backbone in self._backbones.values():
+            backbone.forget()
 
 
-def _fit_without_each(
-    runner: _Runner, sets: Sequence[Dataset], variants: Sequence[Variant], say: Say
-) -> dict[str, dict[str, int]]:
+def _fit_without_each(runner: _Runner, sets: Sequence[Dataset], say: Say) -> dict[str, dict[str, int]]:
     """Fit directions for each set to photographs of the others; tells how many of which."""
+    backbone = runner.backbone("default")
     features: dict[str, list[TokenFeatures]] = {}
     for dataset in sets:
         chosen = fitted_examples(dataset)
         features[dataset.name] = []
         for number, example in enumerate(chosen, start=1):
             say(f"{dataset.name}: features of image {number} of {len(chosen)}")
-            features[dataset.name].append(runner.hold(dataset, example))
+            features[dataset.name].append(
+                _halved(backbone.features(read_image(example.image), long_side=DEFAULT_LONG_SIDE))
+            )
+            backbone.forget()
     fitted_on = {}
     for dataset in sets:
         others = {name: tokens for name, tokens in features.items() if name != dataset.name}
         photographs = [one for tokens in others.values() for one in tokens]
         say(f"directions without {dataset.name}, from {len(photographs)} photographs")
-        runner.without["default", dataset.name] = fit_directions(
-            photographs, source_sha256=runner.backbone("default").source_sha256
-        )
+        runner.without[dataset.name] = fit_directions(photographs, source_sha256=backbone.source_sha256)
         fitted_on[dataset.name] = {name: len(tokens) for name, tokens in others.items()}
     return fitted_on
+
+
+def _halved(tokens: TokenFeatures) -> TokenFeatures:
+    """The same in half precision, which is enough to fit directions."""
+    kinds = {name: getattr(tokens, name).astype(np.float16) for name in ("queries", "keys", "values")}
+    return dataclasses.replace(tokens, **kinds)
 
 
 def fitted_examples(dataset: Dataset) -> list[Example]:
@@ -517,38 +540,53 @@ def fitted_examples(dataset: Dataset) -> list[Example]:
     return [examples[number] for number in np.arange(count) * len(examples) // count]
 
 
-def run_variant(variant: Variant, scene: _Scene, tokens: TokenFeatures, directions: Directions | None) -> Masks:
-    """Make the masks of one image.
+def _run_variant(variant: Variant, scene: _Scene, backbone: Backbone, directions: Directions | None) -> Masks:
+    """Labels of the pixels, 1..n by falling score, and the scores."""
+    tokens = backbone.features(scene.pixels, long_side=variant.long_side)
+    told = min(scene.true_count, tokens.grid[0] * tokens.grid[1]) if variant.told_count else None
+    with limited_threads(backbone.threads):
+        if variant.method in PEER_METHODS:
+            return _peer(variant, scene, tokens, told)
+        if told == 0:
+            return np.zeros(tokens.image_shape, np.int32), np.zeros(0)
+        if variant.method == "ours" and not variant.told_foreground:
+            segmenter = Segmenter(
+                backbone,
+                told,
+                long_side=variant.long_side,
+                directions=directions,
+                settings=variant.settings,
+            )
+            result = segmenter(scene.pixels)
+            return result.labels, result.scores
+        found = _on_the_grid(variant, scene, tokens, directions, told)
+        if variant.refined:
+            return paint(scene.pixels, found, tokens, variant.settings)
+        return _nearest(found.masks, tokens), found.scores
 
-    Returns
-    -------
-    labels : (H, W) array of integers
-        0 is background, 1..n are the instances by falling score.
-    scores : (n,) array
-    """
-    n_tokens = tokens.grid[0] * tokens.grid[1]
-    told = min(scene.true_count, n_tokens) if variant.told_count else None
-    if variant.method in PEERS and variant.method != "paper":
-        return segment_with_peer(variant.method, tokens, scene.pixels, n_instances=told)
-    if variant.method == "paper":
-        return _paper(variant, scene, tokens, told)
-    if told == 0:
-        return np.zeros(tokens.image_shape, np.int32), np.zeros(0)
 
-    settings = variant.settings or (PLAIN if directions is None else Settings())
+def _on_the_grid(
+    variant: Variant, scene: _Scene, tokens: TokenFeatures, directions: Directions | None, told: int | None
+) -> TokenInstances:
+    """What is found when the truth takes the place of a stage."""
     if variant.method == "truth":
         labels = true_tokens(scene.truth, tokens)
         masks = np.arange(1, labels.max(initial=0) + 1)[:, None] == labels
         masks = masks[masks.any(axis=1)]
-        found = _found(masks, np.ones(len(masks)))
-    else:
-        foreground = true_foreground(scene.truth, tokens) if variant.told_foreground else None
-        found = find_instances(tokens, settings, directions=directions, n_instances=told, foreground_mask=foreground)
-        if variant.method == "candidates":
-            found = _found(*_best_choice(found.candidates.masks, true_tokens(scene.truth, tokens)))
-    if variant.refined:
-        return paint(scene.pixels, found, tokens, settings)
-    return _nearest(found.masks, tokens), found.scores
+        return _found(masks, np.ones(len(masks)))
+    foreground = true_foreground(scene.truth, tokens) if variant.told_foreground else None
+    found = find_instances(
+        tokens, variant.settings, directions=directions, n_instances=told, foreground_mask=foreground
+    )
+    if variant.method == "candidates":
+        return _found(*_best_choice(found.candidates.masks, true_tokens(scene.truth, tokens)))
+    return found
+
+
+def _peer(variant: Variant, scene: _Scene, tokens: TokenFeatures, told: int | None) -> Masks:
+    if variant.method == "paper":
+        return _paper(variant, scene, tokens, told)
+    return segment_with_peer(variant.method, tokens, scene.pixels, n_instances=told)
 
 
 def _paper(variant: Variant, scene: _Scene, tokens: TokenFeatures, told: int | None) -> Masks:

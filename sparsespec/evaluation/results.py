@@ -78,7 +78,7 @@ def sections(ablation: Ablation, command: str) -> list[ResultSection]:
         That measured it.
     """
     head = ResultSection(SETS, {}, command, [_sets(ablation)], text=(_head(command),))
-    return [head, *(_section(table, command) for table in ablation.tables)]
+    return [head, *(_section(table, command, ablation.draws) for table in ablation.tables)]
 
 
 def section_names(plans: Sequence[Plan]) -> list[str]:
@@ -128,7 +128,7 @@ def _minus_best_values(ablation: Ablation) -> dict[str, Any]:
             for title in _contenders(table):
                 result[title] = {
                     name: {key: {"peer": peer, **_interval_values(value)} for key, (peer, value) in measures.items()}
-                    for name, measures in _minus_best(table, title).items()
+                    for name, measures in _minus_best(table, title, ablation.draws).items()
                 }
     return result
 
@@ -175,11 +175,11 @@ def _sets(ablation: Ablation) -> Table:
     return Table("sets", "Sets", columns, rows, notes)
 
 
-def _section(table: MeasuredTable, command: str) -> ResultSection:
+def _section(table: MeasuredTable, command: str, draws: int) -> ResultSection:
     names = list(table.rows[0].reports)
     tables = [_at_a_glance(table, names)]
     if table.key == _PEERS:
-        tables += [_ours_minus_best(table, title) for title in _contenders(table)]
+        tables += [_ours_minus_best(table, title, draws) for title in _contenders(table)]
     glance = len(tables)
     tables += [_one_set(table, name) for name in names]
     return ResultSection(table.key, {}, command, tables, glance=glance)
@@ -229,14 +229,14 @@ def _contenders(table: MeasuredTable) -> list[str]:
     return [row.title for row in table.rows if row.variant.method == "ours" and not row.variant.told_count]
 
 
-def _minus_best(table: MeasuredTable, title: str) -> Mapping[str, Mapping[str, tuple[str, Interval]]]:
-    return minus_best(table, title, list(PEER_ROWS), SHOWN)
+def _minus_best(table: MeasuredTable, title: str, draws: int) -> Mapping[str, Mapping[str, tuple[str, Interval]]]:
+    return minus_best(table, title, list(PEER_ROWS), SHOWN, draws=draws)
 
 
-def _ours_minus_best(table: MeasuredTable, title: str) -> Table:
+def _ours_minus_best(table: MeasuredTable, title: str, draws: int) -> Table:
     columns = [Column("set", "set"), *(Column(measure, _CAPTIONS[measure]) for measure in SHOWN)]
     rows = []
-    for name, measures in _minus_best(table, title).items():
+    for name, measures in _minus_best(table, title, draws).items():
         cells = {measure: f"{_signed(value)} {peer}" for measure, (peer, value) in measures.items()}
         rows.append({"set": name, **cells})
     return Table(f"{title} minus best peer", f"{title[:1].upper()}{title[1:]}, minus the best peer", columns, rows)

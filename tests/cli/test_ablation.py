@@ -9,33 +9,27 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from sparsespec.backbone import TokenFeatures
+from sparsespec.backbone import Backbone, TokenFeatures
 from sparsespec.cli._ablation import PARTS
 from sparsespec.evaluation.ablation import plans
 from sparsespec.formats import write_label_png
+from sparsespec.models import resolve
 
 
-class FakeBackbone:
+def fake_features(backbone: Backbone, image: np.ndarray, *, long_side: int = 448) -> TokenFeatures:
     """Tokens of 8 x 8 pixels that know their colour, at any size that is asked for."""
-
-    threads = 1
-    source_sha256 = ""
-    channels = 6
-
-    def __init__(self, model: str) -> None:
-        self.model = model
-
-    def features(self, image: np.ndarray, *, long_side: int = 448) -> TokenFeatures:
-        height, width = image.shape[:2]
-        grid = height // 8, width // 8
-        mean = image.reshape(grid[0], 8, grid[1], 8, 3).mean(axis=(1, 3)).reshape(-1, 3) / 255
-        features = np.hstack([mean, 1 - mean]).astype(np.float32)
-        return TokenFeatures(features, features, features, grid, 8, (height, width), 1.0, {})
+    height, width = image.shape[:2]
+    grid = max(1, height // 8), max(1, width // 8)
+    colours = image[4::8, 4::8][: grid[0], : grid[1]] if min(height, width) >= 8 else image[:1, :1]
+    mean = np.resize(colours.reshape(-1, 3) / 255, (grid[0] * grid[1], 3))
+    features = np.resize(np.hstack([mean, 1 - mean]), (len(mean), backbone.channels)).astype(np.float32)
+    info = {"model": "", "provider": "", "tiles": 1, "views": 0}
+    return TokenFeatures(features, features, features, grid, 8, (height, width), 1.0, info)
 
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    monkeypatch.setattr("sparsespec.evaluation.ablation.Backbone", FakeBackbone)
+    monkeypatch.setattr(Backbone, "features", fake_features)
     rng = np.random.default_rng(0)
     roots = []
     for name in ("first", "second"):
@@ -68,7 +62,7 @@ def test_tables(invoke: Callable[..., Result], folders: list[Path]) -> None:
 
 def test_json_of_the_first_images(invoke: Callable[..., Result], folders: list[Path], tmp_path: Path) -> None:
     model = tmp_path / "float32.onnx"
-    model.touch()
+    model.symlink_to(resolve("default"))
     more = ("--part", "resolution", "--limit", 2, "--long-side", 960, "--model", model)
     result = invoke("eval", "--ablation", "--truth", folders[0], *more, "--json")
     assert result.exit_code == 0

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sparsespec import Segmenter
-from sparsespec.backbone import TokenFeatures
+from sparsespec.backbone import Backbone, TokenFeatures
 from sparsespec.directions import Directions
 from sparsespec.evaluation import Dataset, Example, TrueInstances, bootstrap_difference, measure
 from sparsespec.evaluation import ablation as module
@@ -31,37 +31,30 @@ from sparsespec.evaluation.ablation import (
     true_tokens,
 )
 from sparsespec.evaluation.peers import segment_with_peer
-from sparsespec.pipeline import find_instances, paint
+from sparsespec.images import PixelSource
+from sparsespec.models import resolve
+from sparsespec.pipeline import Settings
 
-CHANNELS = 16
+PATCH = 56
 BOXES = ((slice(8, 34), slice(6, 26)), (slice(14, 44), slice(40, 66)))
 KEYS = ("peers", "paper", "paper-ours", "steps", "bounds", "resolution")
 
 
-class FakeBackbone:
-    """Tokens that know no more than the colour below their middle."""
-
-    threads = 1
-    source_sha256 = "of no file"
-    channels = CHANNELS
-
-    def __init__(self, model: str = "default") -> None:
-        self.model = model
-
-    def features(self, image: np.ndarray, *, long_side: int = 448) -> TokenFeatures:
-        # A fourteenth of the usual number of tokens along the side: small enough for dense methods to be quick.
-        height, width = image.shape[:2]
-        patch = 56
-        scale = long_side / max(height, width)
-        grid = -(-int(height * scale) // patch), -(-int(width * scale) // patch)
-        rows, columns = ((np.arange(n) + 0.5) * patch / scale for n in grid)
-        colours = image[np.ix_(rows.astype(int).clip(0, height - 1), columns.astype(int).clip(0, width - 1))]
-        rng = np.random.default_rng(len(self.model))
-        kinds = []
-        for _ in range(3):
-            mixed = (colours.reshape(-1, 3) / 255) @ rng.standard_normal((3, CHANNELS)) + 0.3
-            kinds.append((mixed + 0.05 * rng.standard_normal(mixed.shape)).astype(np.float32))
-        return TokenFeatures(*kinds, grid, patch, (height, width), scale, {})
+def fake_features(backbone: Backbone, image: Any, *, long_side: int = 448) -> TokenFeatures:
+    """Tokens that know no more than the colour in their middle, a fourth of the usual number along each side."""
+    pixels = image.read(0, 0, *image.shape[:2]) if isinstance(image, PixelSource) else image
+    height, width = pixels.shape[:2]
+    scale = long_side / max(height, width)
+    grid = max(1, -(-int(height * scale) // PATCH)), max(1, -(-int(width * scale) // PATCH))
+    rows, columns = ((np.arange(n) + 0.5) * PATCH / scale for n in grid)
+    colours = pixels[np.ix_(rows.astype(int).clip(0, height - 1), columns.astype(int).clip(0, width - 1))]
+    rng = np.random.default_rng(len(backbone.name))
+    kinds = []
+    for _ in range(3):
+        mixed = (colours.reshape(-1, 3) / 255) @ rng.standard_normal((3, backbone.channels)) + 0.3
+        kinds.append((mixed + 0.05 * rng.standard_normal(mixed.shape)).astype(np.float32))
+    info = {"model": backbone.name, "provider": "none", "tiles": 1, "views": 0}
+    return TokenFeatures(*kinds, grid, PATCH, (height, width), scale, info)
 
 
 def picture(boxes: Sequence[tuple[slice, slice]], seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -100,14 +93,14 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[list[TokenFeatures]]:
     calls: list[list[TokenFeatures]] = []
 
     def fit(photographs: Sequence[TokenFeatures], *, source_sha256: str) -> Directions:
-        assert source_sha256 == FakeBackbone.source_sha256
         calls.append(list(photographs))
         rng = np.random.default_rng(len(calls))
-        weights = rng.standard_normal(3 * CHANNELS).astype(np.float32)
-        position = rng.standard_normal((3 * CHANNELS, 2)).astype(np.float32) / 10
-        return Directions(weights, 0.0, position, np.zeros(2, np.float32))
+        channels = 3 * photographs[0].keys.shape[1]
+        weights = rng.standard_normal(channels).astype(np.float32)
+        position = rng.standard_normal((channels, 2)).astype(np.float32) / 10
+        return Directions(weights, 0.0, position, np.zeros(2, np.float32), source_sha256)
 
-    monkeypatch.setattr(module, "Backbone", FakeBackbone)
+    monkeypatch.setattr(Backbone, "features", fake_features)
     monkeypatch.setattr(module, "fit_directions", fit)
     return calls
 
@@ -124,7 +117,7 @@ def by_hand(dataset: Dataset, segment: Callable[..., Any]) -> Any:
     def predictions() -> Iterator[Any]:
         for example in dataset:
             pixels, truth = np.asarray(Image.open(example.image)), example.load()
-            labels, scores = segment(pixels, FakeBackbone().features(pixels), truth)
+            labels, scores = segment(pixels, truth)
             yield example.name, labels, scores, truth
 
     return measure(predictions()).summary
@@ -136,8 +129,12 @@ def same(first: Any, second: Any) -> bool:
     )
 
 
-def test_every_row_of_every_table_is_measured_on_every_set(sets: list[Dataset], fitted: list[Any]) -> None:
-    wanted = plans(models=("other.onnx",), long_sides=(448, 336))
+def test_every_row_of_every_table_is_measured_on_every_set(
+    sets: list[Dataset], fitted: list[Any], tmp_path: Path
+) -> None:
+    other = tmp_path / "other.onnx"
+    other.symlink_to(resolve("default"))
+    wanted = plans(models=(other,), long_sides=(448, 336))
     result = run_ablation(sets, wanted, draws=5)
     assert tuple(table.key for table in result.tables) == KEYS
     rows = {table.key: [row.title for row in table.rows] for table in result.tables}
@@ -170,32 +167,36 @@ def test_peers_score_what_measure_says_of_them(sets: list[Dataset], fitted: list
     result = run_ablation(sets, plan(peer=Variant(name, told_count=told)), draws=1)
     for dataset in sets:
 
-        def segment(pixels: np.ndarray, tokens: TokenFeatures, truth: TrueInstances) -> Any:
+        def segment(pixels: np.ndarray, truth: TrueInstances) -> Any:
+            tokens = Backbone().features(pixels)
             return segment_with_peer(name, tokens, pixels, n_instances=len(truth) if told else None)
 
         assert same(figures(result)[dataset.name], by_hand(dataset, segment))
 
 
 @pytest.mark.parametrize("told", [False, True])
-def test_ours_scores_what_measure_says_of_it(sets: list[Dataset], fitted: list[Any], told: bool) -> None:
+def test_ours_scores_what_measure_says_of_the_segmenter(sets: list[Dataset], fitted: list[Any], told: bool) -> None:
     result = run_ablation(sets, plan(ours=Variant(told_count=told)), draws=1)
 
-    def segment(pixels: np.ndarray, tokens: TokenFeatures, truth: TrueInstances) -> Any:
+    def segment(pixels: np.ndarray, truth: TrueInstances) -> Any:
         if told and not len(truth):
             return np.zeros(truth.shape, int), []
-        return paint(pixels, find_instances(tokens, n_instances=len(truth) if told else None), tokens)
+        found = Segmenter(n_instances=len(truth) if told else None)(pixels)
+        return found.labels, found.scores
 
     for dataset in sets:
         assert same(figures(result)[dataset.name], by_hand(dataset, segment))
 
 
 @pytest.mark.slow
-def test_the_first_row_is_what_the_segmenter_finds(sets: list[Dataset]) -> None:
-    result = run_ablation(sets[:1], plan(ours=Variant(), plain=Variant(directions="none")), draws=1)
-    for row, options in enumerate(({}, {"directions": None})):
+def test_the_embedded_model(sets: list[Dataset]) -> None:
+    changed = Settings(keep=1.0, closer_margin=0.0)
+    variants = plan(ours=Variant(), plain=Variant(directions="none"), changed=Variant(settings=changed))
+    result = run_ablation(sets[:1], variants, draws=1)
+    for row, options in enumerate(({}, {"directions": None}, {"settings": changed})):
         segmenter = Segmenter(**options)
 
-        def segment(pixels: np.ndarray, *_: object, segmenter: Segmenter = segmenter) -> Any:
+        def segment(pixels: np.ndarray, truth: TrueInstances, segmenter: Segmenter = segmenter) -> Any:
             found = segmenter(pixels)
             return found.labels, found.scores
 
@@ -214,7 +215,9 @@ def test_directions_for_a_set_have_seen_none_of_its_images(
         "third": {"two": 2, "mixed": 2},
     }
     keys = {
-        dataset.name: [FakeBackbone().features(np.asarray(Image.open(one.image))).keys for one in dataset]
+        dataset.name: [
+            Backbone().features(np.asarray(Image.open(one.image))).keys.astype(np.float16) for one in dataset
+        ]
         for dataset in all_sets
     }
     for dataset, given in zip(all_sets, fitted, strict=True):
@@ -226,15 +229,18 @@ def test_directions_for_a_set_have_seen_none_of_its_images(
 
 def test_features_are_computed_once(sets: list[Dataset], fitted: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    compute = FakeBackbone.features
 
-    def features(self: FakeBackbone, image: np.ndarray, *, long_side: int = 448) -> TokenFeatures:
+    def features(backbone: Backbone, image: Any, *, long_side: int = 448) -> TokenFeatures:
         asked.append((image.tobytes(), long_side))
-        return compute(self, image, long_side=long_side)
+        return fake_features(backbone, image, long_side=long_side)
 
-    monkeypatch.setattr(FakeBackbone, "features", features)
-    run_ablation(sets, plans(long_sides=(448, 336)), draws=1)
-    assert len(asked) == len(set(asked)) == 2 * sum(map(len, sets))
+    monkeypatch.setattr(Backbone, "features", features)
+    tables = plans(long_sides=(448, 336), several_sets=False)
+    run_ablation(sets, tables, draws=1)
+    assert len(asked) == len(set(asked))
+    pictures = [np.asarray(Image.open(example.image)).tobytes() for dataset in sets for example in dataset]
+    assert {(picture, side) for picture in pictures for side in (448, 336)} <= set(asked)
+    assert len(asked) > 2 * len(pictures), "crops are looked at as well"
 
 
 def test_large_sets_lend_photographs_in_even_steps() -> None:
@@ -298,9 +304,9 @@ def test_true_tokens_are_right_where_objects_are_made_of_tokens(
     dataset = make_set("whole", ((slice(10, 30), slice(10, 40)), (slice(30, 50), slice(40, 70))))
     rows = plan(
         truth=Variant("truth", refined=False),
-        both=Variant(told_foreground=True, told_count=True, refined=False),
-        choice=Variant("candidates", refined=False),
-        plain=Variant(refined=False),
+        both=Variant(told_foreground=True, told_count=True, refined=False, settings=Settings(closer_margin=0.0)),
+        choice=Variant("candidates"),
+        plain=Variant(settings=Settings(closer_margin=0.0)),
     )
     result = run_ablation([dataset], rows, draws=1)
     assert figures(result)["whole"].mean_iou == 1

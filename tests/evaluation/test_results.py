@@ -45,7 +45,7 @@ def ablation() -> Ablation:
         ),
         MeasuredTable("steps", "Steps", [MeasuredRow("ours", Variant(), both, {})]),
     ]
-    return Ablation(sets, tables, {"a": {"b": 1}, "b": {"a": 3}})
+    return Ablation(sets, tables, {"a": {"b": 1}, "b": {"a": 3}}, draws=20)
 
 
 def test_markdown_shows_all_sets_first_and_the_intervals_below(ablation: Ablation) -> None:
