@@ -1,7 +1,8 @@
 """What each part of the method is worth: the method, its peers, its steps and its upper bounds on the same features.
 
-Every image is looked at once. Its features are computed for each model and size that is asked for, every
-:class:`Variant` makes its masks of them, and what is kept is no more than the scores.
+Images are taken one after the other. Features of an image, and of the crops of it that are looked at more closely, are
+computed once for each model and size; every :class:`Variant` makes its masks of them, and what is kept is no more than
+the scores. Before that, where directions are fitted on other sets, those photographs go through the network once more.
 """
 
 from __future__ import annotations
