@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ._ablation import PARTS
+
 if TYPE_CHECKING:
     from sparsespec.evaluation import Report
 
@@ -62,6 +64,30 @@ KINDS = ("labels", "coco", "youtube-vis", "ovis", "voc", "davis2016", "davis2017
     metavar="N",
     help="With --ablation: the first N images of each data set only.",
 )
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(PARTS),
+    metavar="NAME",
+    help=f"With --ablation: only this table; may be given more than once: {', '.join(PARTS)}.",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="With --ablation: compare this model with the embedded one; may be given more than once.",
+)
+@click.option(
+    "--long-side",
+    "long_sides",
+    multiple=True,
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --ablation: a further size of the network's input; may be given more than once.",
+)
 @click.pass_context
 def eval_command(
     ctx: click.Context,
@@ -75,6 +101,9 @@ def eval_command(
     ablation: bool,
     update: Path | None,
     limit: int | None,
+    parts: Sequence[str],
+    models: Sequence[Path],
+    long_sides: Sequence[int],
 ) -> None:
     """Compare label images with what is true of the images of the same path and name, whatever their endings.
 
@@ -89,6 +118,7 @@ def eval_command(
       sparsespec eval --pred sparsespec-out/masks/ --truth labels/ --json > scores.json
       sparsespec eval --pred sparsespec-out/ --truth VOCdevkit/VOC2012/ --dataset voc --split val
       sparsespec eval --ablation --truth pedestrians/ --truth streets/
+      sparsespec eval --ablation --truth pedestrians/ --part peers --limit 20
     """
     if ablation:
         _refuse(ctx, {"--pred": pred is not None, "--intervals": intervals}, "--ablation")
@@ -102,13 +132,19 @@ def eval_command(
         from sparsespec.cli._ablation import run
 
         try:
-            run(truths, dataset, split, images, update, limit, as_json)
+            run(truths, dataset, split, images, update, limit, as_json, models, long_sides, parts)
         except (OSError, ValueError, ImportError) as error:
             raise click.UsageError(_sentence(error), ctx) from error
         return
     if len(truths) > 1:
         raise click.UsageError("--truth may be given once only, except with --ablation.", ctx)
-    for option, given in (("--update", update is not None), ("--limit", limit is not None)):
+    for option, given in (
+        ("--update", update is not None),
+        ("--limit", limit is not None),
+        ("--part", bool(parts)),
+        ("--model", bool(models)),
+        ("--long-side", bool(long_sides)),
+    ):
         if given:
             raise click.UsageError(f"{option} needs --ablation.", ctx)
     try:

@@ -33,6 +33,7 @@ NCR_KEEP = 1 / 3
 DCR_KEEP = 60
 # A dense float64 matrix of so many tokens takes 0.8 GB, and its eigenvectors minutes.
 MAX_TOKENS = 10_000
+WEIGHTS = ("boc", "cosine")
 # An eigenvalue this close to 1 says that the affinity is of rank one: no token is told from another.
 _NO_STRUCTURE = 1e-6
 _EIGHT_NEIGHBOURS = np.ones((3, 3), bool)
@@ -73,7 +74,7 @@ class PaperInstances:
     eigenvectors
         (N, 5) float64: generalised eigenvectors of (D - W, D), v' D v = 1.
     keep
-        Channels of the features that NCR and then DCR kept, highest deviation first.
+        Channels of the features that NCR and then DCR kept, highest deviation first; by entropy where DCR is left out.
     """
 
     labels: npt.NDArray[np.int32]
@@ -82,7 +83,7 @@ class PaperInstances:
     keep: IndexArray
 
 
-def foreground(keys: npt.ArrayLike, grid: tuple[int, int]) -> PaperForeground:
+def foreground(keys: npt.ArrayLike, grid: tuple[int, int], *, keep: float = NCR_KEEP) -> PaperForeground:
     """Separate objects from background by the Fiedler vector of the cosine affinity.
 
     With f the tokens scaled to unit length, restricted to the third of the channels with the lowest entropy and not
@@ -94,6 +95,8 @@ def foreground(keys: npt.ArrayLike, grid: tuple[int, int]) -> PaperForeground:
         (N, C) real numbers, one row per token, row-major on the grid.
     grid
         (h, w), h w = N.
+    keep
+        Share of the channels that NCR keeps, in (0, 1]; 1 leaves it out.
 
     Returns
     -------
@@ -104,12 +107,13 @@ def foreground(keys: npt.ArrayLike, grid: tuple[int, int]) -> PaperForeground:
     Raises
     ------
     ValueError
-        ``keys`` isn't an (N, C) array of finite numbers, ``grid`` doesn't hold N tokens, or there are more than 10,000.
+        ``keys`` isn't an (N, C) array of finite numbers, ``grid`` doesn't hold N tokens, there are more than 10,000, or
+        ``keep`` is out of range.
     """
     features = check_features(keys, name="keys")
     height, width = _check_size(grid, len(features))
-    keep = noise_channel_reduction(features, NCR_KEEP, normalize=True)
-    kept = normalize_tokens(features)[:, keep].astype(np.float64)
+    channels = noise_channel_reduction(features, keep, normalize=True)
+    kept = normalize_tokens(features)[:, channels].astype(np.float64)
     affinity = np.maximum(kept @ kept.T, 0.0)
     affinity /= affinity.max() or 1.0
     values, vectors = _smallest_generalized(affinity, affinity.sum(axis=1))
@@ -118,7 +122,7 @@ def foreground(keys: npt.ArrayLike, grid: tuple[int, int]) -> PaperForeground:
     else:
         fiedler = _positive_on_minority(vectors[:, 1])
     mask = clean_mask((fiedler > 0).reshape(height, width))
-    return PaperForeground(mask, fiedler, values, keep)
+    return PaperForeground(mask, fiedler, values, channels)
 
 
 def clean_mask(mask: npt.ArrayLike) -> BoolArray:
@@ -155,6 +159,10 @@ def instances(
     foreground_mask: npt.ArrayLike,
     n_instances: int | None,
     rng: int | np.random.Generator = 0,
+    *,
+    keep: float = NCR_KEEP,
+    keep_deviation: int | None = DCR_KEEP,
+    weights: str = "boc",
 ) -> PaperInstances:
     """Divide the foreground into a given number of instances by the eigenvectors of the BoC affinity.
 
@@ -168,6 +176,9 @@ def instances(
     errors where it meets them. Here they don't take part, and if no other eigenvector beside the first is among the
     five, the four that follow take their place.
 
+    With ``weights="cosine"`` W is the dot product of the tokens in place of BoC, what is negative set to 0. A token of
+    zeros then is joined to nothing, not even to itself: the graph is that of the foreground alone.
+
     Parameters
     ----------
     keys
@@ -180,6 +191,12 @@ def instances(
         How many instances, at least 0. There are fewer if the foreground has fewer tokens that differ.
     rng
         Seed or generator of the starts of k-means.
+    keep
+        Share of the channels that NCR keeps, in (0, 1]; 1 leaves it out.
+    keep_deviation
+        Channels that DCR keeps; None leaves it out.
+    weights
+        "boc", or "cosine" for the dot product of the tokens, which have unit length before DCR.
 
     Returns
     -------
@@ -188,9 +205,11 @@ def instances(
     Raises
     ------
     ValueError
-        ``n_instances`` is None or negative; ``foreground_mask`` isn't of the grid's shape; ``keys`` or ``grid`` as in
-        :func:`foreground`.
+        ``n_instances`` is None or negative; ``foreground_mask`` isn't of the grid's shape; unknown ``weights``;
+        ``keep`` or ``keep_deviation`` out of range; ``keys`` or ``grid`` as in :func:`foreground`.
     """
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(map(repr, WEIGHTS))}, not {weights!r}")
     if n_instances is None:
         raise ValueError(
             'n_instances is None, but method="paper" needs n_instances: it does not count the objects itself'
@@ -203,17 +222,22 @@ def instances(
         raise ValueError(f"foreground_mask must have the shape of the grid, {(height, width)}, not {mask.shape}")
     inside = mask.ravel()
 
-    keep = channels_by_entropy(features, NCR_KEEP, normalize=False)
-    kept = normalize_tokens(features[:, keep])
-    order = deviation_channel_reduction(kept, DCR_KEEP)
-    kept = kept[:, order] * inside[:, None]
-    affinity = bray_curtis_over_chebyshev(kept).astype(np.float64)
-    values, vectors, telling = _smallest_with_twins(affinity, ~kept.any(axis=1))
+    channels = channels_by_entropy(features, keep, normalize=False)
+    kept = normalize_tokens(features[:, channels])
+    if keep_deviation is not None:
+        order = deviation_channel_reduction(kept, keep_deviation)
+        channels, kept = channels[order], kept[:, order]
+    kept = kept * inside[:, None]
+    if weights == "boc":
+        affinity = bray_curtis_over_chebyshev(kept).astype(np.float64)
+        values, vectors, telling = _smallest_with_twins(affinity, ~kept.any(axis=1))
+    else:
+        values, vectors, telling = _smallest_of_products(kept.astype(np.float64))
 
     labels = np.zeros(height * width, np.int32)
     if count and inside.any():
         labels[inside] = _by_size(_k_means(telling[inside], count, np.random.default_rng(rng)))
-    return PaperInstances(labels.reshape(height, width), values, vectors, keep[order])
+    return PaperInstances(labels.reshape(height, width), values, vectors, channels)
 
 
 def _check_size(grid: tuple[int, int], n_tokens: int) -> tuple[int, int]:
@@ -278,6 +302,20 @@ def _smallest_with_twins(affinity: Float64Array, is_twin: BoolArray) -> tuple[Fl
     n_own = int(np.count_nonzero(order < own_values.size))
     vectors = np.concatenate([own, contrasts], axis=1)[:, order]
     return values[order], vectors, own[:, :n_own] if n_own > 1 else own
+
+
+def _smallest_of_products(tokens: Float64Array) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """Compute what :func:`_smallest_with_twins` does for products of tokens, where a token of zeros has no edge."""
+    joined = np.flatnonzero(tokens.any(axis=1))
+    affinity = np.maximum(tokens[joined] @ tokens[joined].T, 0.0)
+    affinity /= affinity.max(initial=0.0) or 1.0
+    values = np.empty(0)
+    vectors = np.zeros((len(tokens), 0))
+    if joined.size:
+        values, own = _smallest_generalized(affinity, affinity.sum(axis=1))
+        vectors = np.zeros((len(tokens), own.shape[1]))
+        vectors[joined] = own
+    return values, vectors, vectors
 
 
 def _positive_on_minority(vector: Float64Array) -> Float64Array:

@@ -155,6 +155,44 @@ def test_instance_eigenpairs_solve_the_whole_dense_problem(inside: slice) -> Non
     np.testing.assert_allclose(residual, 0, atol=1e-5)
 
 
+@pytest.mark.parametrize("keep", [1.0, 1 / 3])
+@pytest.mark.parametrize("keep_deviation", [None, 20])
+@pytest.mark.parametrize("weights", ["boc", "cosine"])
+def test_steps_can_be_left_out(keep: float, keep_deviation: int | None, weights: str) -> None:
+    keys, truth = _scene((12, 14), TWO_BOXES)
+    mask = truth > 0
+    found = paper.instances(keys, (12, 14), mask, 2, keep=keep, keep_deviation=keep_deviation, weights=weights)
+    quiet = channels.channels_by_entropy(keys, keep, normalize=False)
+    tokens = channels.normalize_tokens(keys[:, quiet])
+    loud = slice(None) if keep_deviation is None else channels.deviation_channel_reduction(tokens, keep_deviation)
+    assert np.array_equal(found.keep, quiet[loud])
+    kept = tokens[:, loud].astype(np.float64) * mask.reshape(-1, 1)
+    matrix = reference.boc(kept) if weights == "boc" else np.maximum(kept @ kept.T, 0)
+    # A token of zeros has no product with anything: it is not part of that graph.
+    nodes = np.arange(mask.size) if weights == "boc" else np.flatnonzero(mask)
+    matrix = (matrix / matrix.max())[np.ix_(nodes, nodes)]
+    degrees = np.diag(matrix.sum(axis=1))
+    np.testing.assert_allclose(found.eigenvalues, eigh(degrees - matrix, degrees, eigvals_only=True)[:5], atol=1e-6)
+    assert not found.eigenvectors[np.setdiff1d(np.arange(mask.size), nodes)].any()
+    assert np.array_equal(found.labels > 0, mask)
+    assert found.labels.max() == 2
+
+
+def test_the_foreground_can_do_without_ncr() -> None:
+    keys, truth = _scene((12, 14), TWO_BOXES[:1])
+    found = paper.foreground(keys, (12, 14), keep=1.0)
+    assert found.keep.size == keys.shape[1]
+    assert np.array_equal(found.fiedler > 0, truth.ravel() > 0)
+
+
+@pytest.mark.parametrize("inside", [0, 1, 2])
+def test_products_of_few_tokens(inside: int) -> None:
+    keys = np.random.default_rng(0).standard_normal((6, 9))
+    found = paper.instances(keys, (2, 3), np.arange(6).reshape(2, 3) < inside, 2, weights="cosine")
+    assert found.labels.max() == inside
+    assert np.isfinite(found.eigenvectors).all()
+
+
 def test_an_empty_foreground_has_no_instances() -> None:
     keys, _ = _scene((12, 14), TWO_BOXES)
     assert not paper.instances(keys, (12, 14), np.zeros((12, 14), bool), 3).labels.any()
@@ -173,6 +211,10 @@ def test_arguments_are_named() -> None:
         paper.foreground(keys, (7, 7))
     with pytest.raises(ValueError, match="10001 tokens"):
         paper.foreground(np.ones((10001, 1)), (1, 10001))
+    with pytest.raises(ValueError, match="weights must be one of 'boc', 'cosine', not 'dot'"):
+        paper.instances(keys, (6, 7), mask, 1, weights="dot")
+    with pytest.raises(ValueError, match="keep"):
+        paper.foreground(keys, (6, 7), keep=0.0)
     keys[3] = np.nan
     with pytest.raises(ValueError, match="keys must be finite"):
         paper.foreground(keys, (6, 7))

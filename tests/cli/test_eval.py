@@ -187,13 +187,13 @@ def test_the_ablation_gets_its_options(
         if arguments[3] is not None:
             raise ValueError("there is no such folder")
 
-    monkeypatch.setitem(sys.modules, "sparsespec.cli._ablation", SimpleNamespace(run=run))
+    monkeypatch.setattr("sparsespec.cli._ablation.run", run)
     assert invoke("eval", "--ablation", "--truth", "one", "--truth", "two").exit_code == 0
-    more = ("--dataset", "coco", "--split", "val2017", "--update", "page.md", "--limit", 5, "--json")
+    more = ("--dataset", "coco", "--split", "val2017", "--update", "page.md", "--limit", 5, "--json", "--part", "steps")
     assert invoke("eval", "--ablation", "--truth", "one", *more).exit_code == 0
     assert calls == [
-        ((Path("one"), Path("two")), "labels", None, None, None, None, False),
-        ((Path("one"),), "coco", "val2017", None, Path("page.md"), 5, True),
+        ((Path("one"), Path("two")), "labels", None, None, None, None, False, (), (), ()),
+        ((Path("one"),), "coco", "val2017", None, Path("page.md"), 5, True, (), (), ("steps",)),
     ]
     result = invoke("eval", "--ablation", "--truth", "one", "--images", "nowhere")
     assert result.exit_code == 2
