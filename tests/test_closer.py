@@ -213,3 +213,13 @@ def test_labels_in_a_file(tmp_path: Path, dtype: type) -> None:
     assert np.array_equal(stored[10:30, 12:42], expected)
     stored[10:30, 12:42] = 200
     assert np.all(stored == 200)
+
+
+def test_labels_that_the_type_does_not_hold() -> None:
+    first = np.ones((2, 5), bool)
+    crop = np.array([[1, 1, 0, 2, 2]] * 2, np.int32)
+    view = np.full((2, 5), 7, np.uint8)
+    with pytest.raises(ValueError, match="holds numbers up to 256, not uint8"):
+        redraw(view, first, 7, crop, 256)
+    assert (view == 7).all()
+    assert redraw(view, first, 7, crop, 255) == [(7, 1), (255, 2)]

@@ -395,6 +395,12 @@ def test_a_foreground_that_is_given(backbone: Backbone, directions: Directions, 
         find_instances(tokens, foreground_mask=np.ones(3, bool))
     with pytest.raises(ValueError, match=f"n_instances is {n_tokens + 1}, but the image has only {n_tokens} tokens"):
         find_instances(tokens, n_instances=n_tokens + 1)
+    for count in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="n_instances must be an integer of at least 1"):
+            find_instances(tokens, n_instances=count)  # type: ignore[arg-type]
+    found = find_instances(tokens)
+    with pytest.raises(ValueError, match=r"pixels are 3 high and 4 wide, but the tokens are of .* \d+ and \d+"):
+        paint(np.zeros((3, 4, 3), np.uint8), found, tokens)
 
 
 # Kinds of arrays
@@ -602,14 +608,19 @@ def test_settings_are_used(backbone: Backbone, astronaut: np.ndarray, settings: 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sharpness": 0}, "sharpness must be above 0, not 0"),
-        ({"smoothing_sharpness": -1.0}, "smoothing_sharpness must be above 0"),
-        ({"back_steps": -1}, "back_steps must be at least 0"),
-        ({"wholeness": np.nan}, "wholeness must be at least 0"),
-        ({"learned_weight": -2}, "learned_weight must be at least 0"),
+        ({"sharpness": 0}, "sharpness must be a number above 0, not 0"),
+        ({"smoothing_sharpness": -1.0}, "smoothing_sharpness must be a number above 0"),
+        ({"back_steps": -1}, "back_steps must be a number of at least 0"),
+        ({"wholeness": np.nan}, "wholeness must be a number of at least 0"),
+        ({"learned_weight": -2}, "learned_weight must be an integer of at least 0"),
         ({"thresholds": ()}, "thresholds must hold at least one number"),
         ({"learned_thresholds": ()}, "learned_thresholds must hold"),
+        ({"learned_weight": 1.5}, "learned_weight must be an integer"),
+        ({"prototypes": 0}, "prototypes must be an integer of at least 1"),
+        ({"closer_margin": np.nan}, "closer_margin must be a number of at least 0"),
+        ({"closer_cuts": 0.0}, "closer_cuts must be a number above 0"),
         ({"cut_thresholds": ()}, "cut_thresholds must hold"),
+        ({"cut_thresholds": (0.02, np.nan)}, "cut_thresholds must hold .* finite"),
         ({"weights": "dot"}, "weights must be one of 'boc', 'cosine', not 'dot'"),
     ],
 )

@@ -6,7 +6,6 @@ python docs/images/make_results.py [--output FOLDER]
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -78,9 +77,7 @@ def results(segmenter: Segmenter) -> Picture:
 
 def limits(segmenter: Segmenter) -> Picture:
     """Photographs on which the method does badly."""
-    # The bricks as most photographs come, with the blocks of JPEG: without them less is found.
-    bricks = Image.open(io.BytesIO(jpeg_bytes(np.stack([skimage.data.brick()] * 3, axis=2))))
-    photos = [skimage.data.astronaut(), skimage.data.chelsea(), np.asarray(bricks)]
+    photos = [skimage.data.astronaut(), skimage.data.chelsea(), skimage.data.coffee()]
     height = row_height(photos, STAGES_WIDTH)
     return side_by_side([overlay(photo, segmenter(photo), height) for photo in photos], STAGES_WIDTH)
 
