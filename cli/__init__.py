@@ -14,6 +14,7 @@ import sparsespec
 
 from .bench import bench_command
 from .evaluate import eval_command
+from .fit import fit_command
 from .models import models_group
 from .run import run_command
 
@@ -54,5 +55,6 @@ def main(ctx: click.Context) -> None:
 
 main.add_command(run_command)
 main.add_command(models_group)
+main.add_command(fit_command)
 main.add_command(eval_command)
 main.add_command(bench_command)

@@ -42,7 +42,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._erase()
+        self.erase()
 
     def update(self, row: Row, position: int, total: int) -> None:
         """Take note of one finished image."""
@@ -50,21 +50,30 @@ class Progress:
 
         if row.status == "failed":
             self._failed += 1
-            self._erase()
+            self.erase()
             click.echo(f"failed: {readable_name(row.path)}: {readable_name(row.error or '')}", err=True)
         self._show(position)
 
+    def step(self, text: str) -> None:
+        """Show what is done now in place of the bar."""
+        if self._visible:
+            self.erase()
+            self._write(text)
+
     def _show(self, position: int) -> None:
         if self._visible:
-            self._erase()
-            line = self.line(position, time.perf_counter() - self._began)
-            # One column stays free: a full line would scroll.
-            line = line[: shutil.get_terminal_size().columns - 1]
-            self._length = len(line)
-            self._stream.write(line)
-            self._stream.flush()
+            self.erase()
+            self._write(self.line(position, time.perf_counter() - self._began))
 
-    def _erase(self) -> None:
+    def _write(self, line: str) -> None:
+        # One column stays free: a full line would scroll.
+        line = line[: shutil.get_terminal_size().columns - 1]
+        self._length = len(line)
+        self._stream.write(line)
+        self._stream.flush()
+
+    def erase(self) -> None:
+        """Take the line away."""
         # Spaces instead of an escape sequence: every terminal knows them.
         if self._length:
             self._stream.write("\r" + " " * self._length + "\r")

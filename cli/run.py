@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from pathlib import Path
@@ -12,10 +13,11 @@ import click
 from ._progress import Progress
 
 if TYPE_CHECKING:
+    from sparsespec.backbone import Backbone
     from sparsespec.batch import BatchResult
     from sparsespec.batch.one import ImageSegmenter
 
-__all__ = ["run_command"]
+__all__ = ["open_backbone", "run_command"]
 
 _SOME_FAILED = 1
 _INTERRUPTED = 130
@@ -55,6 +57,23 @@ class Engine(click.Choice):
         if value in self.planned:
             self.fail(f"'{value}' is not available in this version; use 'inline'.", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class Directions(click.ParamType):
+    """``default``, ``none`` or a file."""
+
+    name = "directions"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Show the values in the help text."""
+        return "default|none|FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | None:
+        """Return ``default``, the file's path, or None for ``none``; a file of such a name is given as ``./none``."""
+        if not value:
+            self.fail("the name is empty: give 'default', 'none' or a file.", param, ctx)
+        name = value.strip().lower()
+        return None if name == "none" else name if name == "default" else value
 
 
 class PositiveNumber(click.ParamType):
@@ -111,6 +130,14 @@ class PositiveNumber(click.ParamType):
     help="'paper' follows the published method step by step; it needs --n-instances N.",
 )
 @click.option(
+    "--directions",
+    type=Directions(),
+    default="default",
+    show_default=True,
+    help="What the network's features say about objects, learned without labels: 'default' takes what comes with the"
+    " model, if anything does; 'none' lets nothing but the photograph decide; or a file of 'sparsespec fit'.",
+)
+@click.option(
     "--workers",
     type=click.IntRange(min=1),
     default=1,
@@ -165,6 +192,7 @@ def run_command(
     model: str,
     n_instances: int | None,
     method: str,
+    directions: str | None,
     workers: int,
     engine: str,
     long_side: int | None,
@@ -193,6 +221,7 @@ def run_command(
       sparsespec run --input cat.jpg --output cat/ --n-instances 1
       sparsespec run --input 'scans/2024-*/*.tif' --output out/ --no-overlays
       sparsespec run --input mosaic.tif --output mosaic/ --megapixels 4
+      sparsespec run --input fish/ --output out/ --directions fish.npz
 
     Exit codes: 0 all images done, 1 some failed, 2 wrong usage, 130 interrupted.
     """
@@ -204,6 +233,8 @@ def run_command(
 
     if method == "paper" and n_instances is None:
         raise click.UsageError("--method paper needs the number of objects: add --n-instances N.", ctx)
+    if method == "paper" and directions not in ("default", None):
+        raise click.UsageError("--method paper uses no directions: leave --directions out.", ctx)
     if workers > 1:
         raise click.UsageError(
             f"--workers {workers} needs an engine that works on several images; 'inline' works on one, with all"
@@ -215,13 +246,16 @@ def run_command(
         inputs = find_inputs(source, output=output)
     except InputsError as error:
         raise click.UsageError(f"{error}.", ctx) from error
-    segmenter = _segmenter(ctx, model, n_instances, method, seed, size)
+    if method == "paper":
+        directions = None
+    segmenter = _segmenter(ctx, model, n_instances, method, seed, size, directions)
     parameters = {
         "input": source,
         "output": str(output),
         "model": model,
         "n_instances": "auto" if n_instances is None else n_instances,
         "method": method,
+        **_recorded(directions, model),
         "workers": workers,
         "engine": engine,
         **size,
@@ -270,26 +304,50 @@ def _size(
 
 
 def _segmenter(
-    ctx: click.Context, model: str, n_instances: int | None, method: str, seed: int, size: dict[str, int | float]
+    ctx: click.Context,
+    model: str,
+    n_instances: int | None,
+    method: str,
+    seed: int,
+    size: dict[str, int | float],
+    directions: str | None,
 ) -> ImageSegmenter:
     """Build the segmenter and open its model, so that what is wrong with either is said before the first image."""
+    backbone = open_backbone(ctx, model)
+    from sparsespec.pipeline import Segmenter
+
+    options: dict[str, Any] = dict(size)
+    try:
+        return Segmenter(backbone, n_instances=n_instances, method=method, rng=seed, directions=directions, **options)
+    except ValueError as error:
+        raise click.UsageError(f"{_one_line(error)}.", ctx) from error
+
+
+def open_backbone(ctx: click.Context, model: str, threads: int | None = None) -> Backbone:
+    """Open a model; what is wrong with it is wrong usage."""
     from sparsespec.models import resolve
 
     try:
         resolve(model)  # cheap: a misspelt name is answered before anything heavy is imported
         from sparsespec.backbone import Backbone
 
-        backbone = Backbone(model)
+        backbone = Backbone(model, threads=threads)
         _ = backbone.providers
     except Exception as error:  # ONNX Runtime has exceptions of its own for a file that it cannot open
         raise click.UsageError(f"cannot use the model '{model}': {_one_line(error)}", ctx) from error
-    from sparsespec.pipeline import Segmenter
+    return backbone
 
-    options: dict[str, Any] = dict(size)
-    try:
-        return Segmenter(backbone, n_instances=n_instances, method=method, rng=seed, **options)
-    except ValueError as error:
-        raise click.UsageError(_one_line(error), ctx) from error
+
+def _recorded(directions: str | None, model: str) -> dict[str, str | None]:
+    """Say which directions a run uses: the name or path, and the SHA-256 of the file, null where there are none."""
+    from sparsespec.models import read_trunk_metadata, resolve, shipped_directions
+
+    if directions == "default":
+        file = shipped_directions(read_trunk_metadata(resolve(model)).source_sha256)
+    else:
+        file = None if directions is None else Path(directions)
+    checksum = None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+    return {"directions": directions or "none", "directions_sha256": checksum}
 
 
 def _one_line(error: Exception) -> str:

@@ -8,7 +8,10 @@ never saw, since they only read what the network knows already.
 
 from __future__ import annotations
 
+import io
 import os
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sparsespec._checks import check_features
 from sparsespec.channels import token_norms
 from sparsespec.models import shipped_directions
 
@@ -25,9 +29,11 @@ Float32Array = npt.NDArray[np.float32]
 FORMAT = "sparsespec-directions"
 FORMAT_VERSION = 1
 
+_ADVICE = "give a file that 'sparsespec fit' wrote"
+
 
 class DirectionsError(ValueError):
-    """A file of directions that can't be read, or that belongs to another model."""
+    """Directions that can't be read or used, or that belong to another model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +55,15 @@ class Directions:
         where that isn't known.
     photographs
         How many they were fitted on.
+
+    Raises
+    ------
+    DirectionsError
+        Shapes that don't fit together, or numbers that aren't finite.
+
+    Notes
+    -----
+    The arrays are kept as copies that can't be written to: one object serves all images and threads.
     """
 
     objectness: Float32Array
@@ -59,7 +74,9 @@ class Directions:
     photographs: int = 0
 
     def __post_init__(self) -> None:
-        length = len(self.objectness)
+        for name in ("objectness", "position", "position_offset"):
+            object.__setattr__(self, name, _frozen(getattr(self, name), name))
+        length = self.objectness.size
         if self.objectness.ndim != 1 or length % 3 or not length:
             raise DirectionsError(
                 f"objectness must hold 3 C weights, C for each of keys, queries, values; its shape is "
@@ -77,7 +94,7 @@ class Directions:
     @property
     def channels(self) -> int:
         """C, of one kind of features."""
-        return len(self.objectness) // 3
+        return self.objectness.size // 3
 
     def objectness_of(self, keys: Float32Array, queries: Float32Array, values: Float32Array) -> npt.NDArray[np.float64]:
         """How object-like each token is: (N,) float64, on one scale for all images.
@@ -91,6 +108,8 @@ class Directions:
         ------
         DirectionsError
             They have another number of channels than the directions.
+        ValueError
+            They aren't real, finite numbers, one row per token.
         """
         return self._project(self.objectness[:, None], keys, queries, values)[:, 0] + self.objectness_offset
 
@@ -106,37 +125,60 @@ class Directions:
         ------
         DirectionsError
             They have another number of channels than the directions.
+        ValueError
+            They aren't real, finite numbers, one row per token.
         """
         return self._project(self.position, keys, queries, values) + self.position_offset
 
     def _project(
         self, weights: Float32Array, keys: Float32Array, queries: Float32Array, values: Float32Array
     ) -> npt.NDArray[np.float64]:
-        total = np.zeros((len(keys), weights.shape[1]))
-        for number, kind in enumerate((keys, queries, values)):
-            if kind.shape[1] != self.channels:
+        total: npt.NDArray[np.float64] | None = None
+        for number, (name, kind) in enumerate({"keys": keys, "queries": queries, "values": values}.items()):
+            # Halves can't hold the bound that they are checked against.
+            array = check_features(np.asarray(kind, np.float32), name=name)
+            if array.shape[1] != self.channels:
                 raise DirectionsError(
-                    f"the directions are of a network with {self.channels} channels, but the features have "
-                    f"{kind.shape[1]}: fit directions for this network with 'sparsespec fit', or give directions=None"
+                    f"the directions are of a network with {self.channels} channels, but the {name} have "
+                    f"{array.shape[1]}: fit directions for this network with 'sparsespec fit', or give directions=None"
                 )
             part = weights[number * self.channels : (number + 1) * self.channels]
             # Scaled afterwards: unit copies of all tokens would take longer than the products.
-            total += (kind @ part) / token_norms(kind)[:, None]
+            products = (array @ part) / token_norms(array)[:, None]
+            if total is None:
+                total = products.astype(np.float64)
+            elif len(total) == len(products):
+                total += products
+            else:
+                raise ValueError(f"keys are of {len(total)} tokens, but {name} of {len(products)}")
+        assert total is not None
         return total
 
+    def to_bytes(self) -> bytes:
+        """Content of a file: NumPy's .npz, always the same for the same directions."""
+        buffer = io.BytesIO()
+        # Not compressed: weights hardly are, and what a compressor makes of them depends on its version.
+        np.savez(
+            buffer,
+            format=np.array([FORMAT, str(FORMAT_VERSION)]),
+            objectness=self.objectness,
+            objectness_offset=np.float64(self.objectness_offset),
+            position=self.position,
+            position_offset=self.position_offset,
+            source_sha256=np.array(self.source_sha256),
+            photographs=np.int64(self.photographs),
+        )
+        return buffer.getvalue()
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write them to a file, as NumPy's .npz."""
-        with open(path, "wb") as file:
-            np.savez_compressed(
-                file,
-                format=np.array([FORMAT, str(FORMAT_VERSION)]),
-                objectness=self.objectness,
-                objectness_offset=np.float64(self.objectness_offset),
-                position=self.position,
-                position_offset=self.position_offset,
-                source_sha256=np.array(self.source_sha256),
-                photographs=np.int64(self.photographs),
-            )
+        """Write them to a file, which :meth:`load` reads.
+
+        Raises
+        ------
+        OSError
+            It can't be written.
+        """
+        Path(path).write_bytes(self.to_bytes())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Directions:
@@ -148,15 +190,28 @@ class Directions:
             There is none, it can't be read, or it isn't one of these.
         """
         where = os.fspath(path)
-        advice = "give a file that 'sparsespec fit' wrote"
         if not Path(path).is_file():
-            raise DirectionsError(f"there is no file of directions {where!r}; {advice}")
+            raise DirectionsError(f"there is no file of directions {where!r}; {_ADVICE}")
         try:
+            # Other kinds of NumPy's files would be unpickled, or refused in words that don't help here.
+            if not zipfile.is_zipfile(path):
+                raise DirectionsError(f"{where!r} is no file of directions, or it is cut short; {_ADVICE}")
             with np.load(path, allow_pickle=False) as stored:
                 content: dict[str, Any] = {name: stored[name] for name in stored.files}
-            name, version = (str(text) for text in content["format"])
+        except DirectionsError:
+            raise
+        except OSError as error:
+            raise DirectionsError(
+                f"the file of directions {where!r} can't be read: {error.strerror or error}"
+            ) from error
         except Exception as error:
-            raise DirectionsError(f"{where!r} is no file of directions ({error}); {advice}") from error
+            raise DirectionsError(
+                f"{where!r} is no file of directions, or it is damaged ({error}); {_ADVICE}"
+            ) from error
+        said = content.get("format", np.zeros(0))
+        if getattr(said, "shape", None) != (2,) or said.dtype.kind != "U":
+            raise DirectionsError(f"{where!r} is no file of directions, but holds something else; {_ADVICE}")
+        name, version = (str(text) for text in said)
         if name != FORMAT or version != str(FORMAT_VERSION):
             raise DirectionsError(
                 f"{where!r} holds {name!r} of version {version}; this version of sparsespec reads {FORMAT!r} of "
@@ -164,15 +219,36 @@ class Directions:
             )
         try:
             return cls(
-                objectness=content["objectness"].astype(np.float32),
-                objectness_offset=float(content["objectness_offset"]),
-                position=content["position"].astype(np.float32),
-                position_offset=content["position_offset"].astype(np.float32),
-                source_sha256=str(content["source_sha256"]),
-                photographs=int(content["photographs"]),
+                objectness=content["objectness"],
+                objectness_offset=float(_single(content, "objectness_offset", "fiu")),
+                position=content["position"],
+                position_offset=content["position_offset"],
+                source_sha256=str(_single(content, "source_sha256", "U")),
+                photographs=int(_single(content, "photographs", "iu")),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except KeyError as error:
+            raise DirectionsError(f"{where!r} holds no usable directions: {error} is missing") from error
+        except (TypeError, ValueError) as error:
             raise DirectionsError(f"{where!r} holds no usable directions: {error}") from error
+
+
+def _frozen(values: npt.ArrayLike, name: str) -> Float32Array:
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu":
+        raise DirectionsError(f"{name} must hold real numbers; its dtype is {array.dtype}")
+    # Numbers beyond float32 become infinite, which is refused with its own message.
+    with np.errstate(over="ignore"):
+        copy = np.array(array, np.float32, order="C")
+    copy.flags.writeable = False
+    return copy
+
+
+def _single(content: Mapping[str, Any], name: str, kinds: str) -> Any:
+    """Read one number or text: NumPy would take arrays of one element for it as well."""
+    array = np.asarray(content[name])
+    if array.shape != () or array.dtype.kind not in kinds:
+        raise DirectionsError(f"{name} must be a single value; it is an array of {array.dtype}, shape {array.shape}")
+    return array[()]
 
 
 def find_directions(
@@ -197,6 +273,11 @@ def find_directions(
         return None
     if isinstance(directions, str) and directions == "default":
         path = shipped_directions(source_sha256)
+        if path is not None and not path.is_file():
+            raise DirectionsError(
+                f"the directions of this model are missing from this installation: {os.fspath(path)!r}; reinstall "
+                "sparsespec, or give directions=None"
+            )
         return None if path is None else _load_shipped(path)
     where = "the directions"
     if not isinstance(directions, Directions):

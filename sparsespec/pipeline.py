@@ -343,9 +343,11 @@ class Segmenter:
             top, left, bottom, right = box
             view = labels[top:bottom, left:right]
             with clock("refine"):
-                window = as_pixels(pixels.read(*box))
                 # As it was found, whatever became of its neighbours meanwhile: none of them took pixels of it.
                 first = view == k + 1
+                if not first.any():
+                    continue
+                window = as_pixels(pixels.read(*box))
             with clock("features"):
                 tokens = self._backbone.features(window, long_side=DEFAULT_LONG_SIDE)
             seen = _find(tokens, closer, self._directions, None, None, clock)

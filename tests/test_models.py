@@ -14,7 +14,16 @@ import numpy as np
 import pytest
 
 from sparsespec import models
-from sparsespec.models import ModelFormatError, UnknownModelError, get_model, list_models, read_trunk_metadata, resolve
+from sparsespec.models import (
+    ModelFormatError,
+    UnknownModelError,
+    get_model,
+    list_models,
+    read_trunk_metadata,
+    registry,
+    resolve,
+    shipped_directions,
+)
 from sparsespec.models import build as building
 from sparsespec.models.metadata import PREFIX, decode_table, encode_table, parse_trunk_metadata, read_metadata_props
 from sparsespec.models.registry import ModelInfo
@@ -67,6 +76,28 @@ def test_registry_says_the_truth(model: ModelInfo) -> None:
         assert fact in card
     assert model.licence
     assert model.description.endswith(".")
+
+
+def test_directions_of_the_models() -> None:
+    sources = {read_trunk_metadata(model.path).source_sha256: model for model in list_models()}
+    assert set(registry._DIRECTIONS) <= set(sources)
+    for source, model in sources.items():
+        path = shipped_directions(source)
+        assert path is not None
+        assert path.parent == model.path.parent
+        with np.load(path, allow_pickle=False) as stored:
+            assert str(stored["source_sha256"]) == source
+            assert stored["objectness"].shape == (3 * model.dim,)
+            photographs = int(stored["photographs"])
+        card = model.path.with_suffix(".md").read_text(encoding="utf-8")
+        for fact in (
+            path.name,
+            f"3 x {3 * model.dim:,} numbers",
+            f"{photographs} photographs, of which only the pixels",
+        ):
+            assert fact in card
+    assert shipped_directions("00" * 32) is None
+    assert shipped_directions("") is None
 
 
 def test_model_info_travels() -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from sparsespec.pipeline import Segmentation
 
-__all__ = ["ImageSegmenter", "Outcome", "process_image"]
+__all__ = ["ImageSegmenter", "Outcome", "explain", "process_image"]
 
 THUMBNAIL_SIDE = 420
 """Longest side of a picture in the report, in pixels."""
@@ -147,7 +147,7 @@ def process_image(
     except Exception as error:
         _remove(mask, overlay)
         row.seconds["total"] = time.perf_counter() - began
-        row.status, row.error = "failed", _explain(error, row.size)
+        row.status, row.error = "failed", explain(error, row.size)
         return Outcome(_rounded(row))
     except BaseException:
         _remove(mask, overlay)
@@ -212,7 +212,8 @@ def _remove(*paths: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _explain(error: Exception, size: tuple[int, int] | None) -> str:
+def explain(error: Exception, size: tuple[int, int] | None) -> str:
+    """Say on one line why there is no result for an image of so many pixels, width and height."""
     if isinstance(error, ImageReadError):
         text = f"{error.reason}; {error.advice}"
     elif isinstance(error, MemoryError):

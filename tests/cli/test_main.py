@@ -23,12 +23,12 @@ def test_no_arguments_print_the_help(invoke: Callable[..., Result]) -> None:
     result = invoke()
     assert result.exit_code == 0
     assert result.output == invoke("--help").output
-    for command in ("run", "eval", "models"):
+    for command in ("run", "fit", "eval", "models"):
         assert f"\n  {command} " in result.output
 
 
 @pytest.mark.parametrize(
-    "command", [("run",), ("eval",), ("models",), ("models", "list"), ("models", "info")], ids=" ".join
+    "command", [("run",), ("fit",), ("eval",), ("models",), ("models", "list"), ("models", "info")], ids=" ".join
 )
 def test_every_command_explains_itself(invoke: Callable[..., Result], command: tuple[str, ...]) -> None:
     result = invoke(*command, "--help")

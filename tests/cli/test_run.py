@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -18,6 +19,8 @@ from PIL import Image
 
 from sparsespec.batch import Row
 from sparsespec.cli._progress import Progress
+from sparsespec.directions import Directions
+from sparsespec.models import get_model
 
 Invoke = Callable[..., Result]
 
@@ -139,14 +142,15 @@ def test_parameters_are_handed_on_and_recorded(
         "--no-overlays", "--model", "default", "--workers", 1, "--engine", "inline",
     )  # fmt: skip
     assert result.exit_code == 0
-    assert fake_segmenter == [("default", 3, "paper", 7, {})]
+    assert fake_segmenter == [("default", 3, "paper", 7, {}, None)]
     assert record(tmp_path / "out")["parameters"] == {
         "input": source, "output": str(tmp_path / "out"), "model": "default", "n_instances": 3, "method": "paper",
-        "workers": 1, "engine": "inline", "overlays": False, "overwrite": False, "seed": 7,
+        "directions": "none", "directions_sha256": None, "workers": 1, "engine": "inline", "overlays": False,
+        "overwrite": False, "seed": 7,
     }  # fmt: skip
     assert not (tmp_path / "out" / "overlays").exists()
     invoke("run", "--input", source, "--output", tmp_path / "again", "--n-instances", "AUTO")
-    assert fake_segmenter[1] == ("default", None, "sparse", 0, {})
+    assert fake_segmenter[1] == ("default", None, "sparse", 0, {}, "default")
     assert record(tmp_path / "again")["parameters"]["n_instances"] == "auto"
 
 
@@ -168,7 +172,7 @@ def test_the_size_of_the_networks_input(
 ) -> None:
     result = invoke("run", "--input", zoo / "good" / "plain.jpg", "--output", tmp_path / "out", *options)
     assert result.exit_code == 0
-    assert fake_segmenter == [("default", None, "sparse", 0, size)]
+    assert fake_segmenter == [("default", None, "sparse", 0, size, "default")]
     parameters = record(tmp_path / "out")["parameters"]
     assert {name: parameters.get(name) for name in ("long_side", "scale", "megapixels")} == {
         "long_side": None, "scale": None, "megapixels": None, **size,
@@ -230,6 +234,11 @@ def test_used_output_needs_overwrite(invoke: Invoke, fake_segmenter: object, zoo
         ),
         (("--input", "{zoo}", "--scale", "1", "--megapixels", "2"), "--scale 1 and --megapixels 2 contradict"),
         (("--input", "{zoo}", "--output", "{tmp}/file.txt"), "is a file"),
+        (("--input", "{zoo}", "--directions", ""), "'--directions': the name is empty"),
+        (
+            ("--input", "{zoo}", "--directions", "{tmp}/x.npz", "--method", "paper", "--n-instances", "2"),
+            "--method paper uses no directions",
+        ),
         (("--input", "{zoo}", "surplus"), "unexpected extra argument"),
     ],
 )
@@ -256,6 +265,67 @@ def test_wrong_model(invoke: Invoke, zoo: Path, tmp_path: Path, model: str) -> N
     assert result.exit_code == 2
     assert f"cannot use the model '{name}'" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def directions(channels: int = 384, source_sha256: str = "") -> Directions:
+    rng = np.random.default_rng(0)
+    weights = rng.normal(0, 0.1, (3 * channels, 3))
+    return Directions(weights[:, 0], 0.0, weights[:, 1:], np.zeros(2), source_sha256, photographs=9)
+
+
+@pytest.mark.parametrize(
+    ("given", "handed_on"),
+    [((), "default"), (("default",), "default"), (("None",), None), (("./none",), "./none"), (("{tmp}/x",), "{tmp}/x")],
+)
+def test_directions_are_handed_on_and_recorded(
+    invoke: Invoke,
+    fake_segmenter: list[tuple[Any, ...]],
+    zoo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: tuple[str, ...],
+    handed_on: str | None,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    directions().save("none")
+    directions().save("x")
+    options = [part.format(tmp=tmp_path) for name in given for part in ("--directions", name)]
+    result = invoke("run", "--input", zoo / "good" / "plain.jpg", "--output", "out", *options)
+    assert result.exit_code == 0, result.output
+    expected = None if handed_on is None else handed_on.format(tmp=tmp_path)
+    assert fake_segmenter[0][-1] == expected
+    parameters = record(tmp_path / "out")["parameters"]
+    assert parameters["directions"] == (expected or "none")
+    shipped = get_model("default").path.with_name("dinov2_vits14_directions.npz").read_bytes()
+    content = {"default": shipped, None: None}.get(expected, directions().to_bytes())
+    assert parameters["directions_sha256"] == (None if content is None else hashlib.sha256(content).hexdigest())
+
+
+def test_no_directions_for_a_model(
+    invoke: Invoke, fake_segmenter: object, zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparsespec.models.registry._DIRECTIONS", {})
+    assert invoke("run", "--input", zoo / "good" / "plain.jpg", "--output", tmp_path / "out").exit_code == 0
+    parameters = record(tmp_path / "out")["parameters"]
+    assert (parameters["directions"], parameters["directions_sha256"]) == ("default", None)
+
+
+def test_wrong_directions(invoke: Invoke, zoo: Path, tmp_path: Path) -> None:
+    def refused(name: str) -> str:
+        result = invoke("run", "--input", zoo / "good", "--output", tmp_path / "out", "--directions", tmp_path / name)
+        assert result.exit_code == 2
+        assert result.stdout == ""
+        assert not (tmp_path / "out").exists()
+        return " ".join(result.stderr.split())
+
+    (tmp_path / "text.npz").write_text("objectness 1 2 3")
+    directions(channels=12).save(tmp_path / "narrow.npz")
+    directions(source_sha256="ab" * 32).save(tmp_path / "other.npz")
+    assert f"there is no file of directions '{tmp_path / 'missing.npz'}'; give a file that" in refused("missing.npz")
+    assert "text.npz' is no file of directions, or it is cut short" in refused("text.npz")
+    assert "narrow.npz' are of a network with 12 channels, this one has 384" in refused("narrow.npz")
+    assert "other.npz' were fitted on another network's features" in refused("other.npz")
+    assert "there is no file of directions" in refused("")
 
 
 def test_full_disk(
