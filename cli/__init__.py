@@ -37,7 +37,7 @@ class _Group(click.Group):
 @click.version_option(sparsespec.__version__, prog_name="sparsespec")
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Find the objects in photographs: no labels, no training, no GPU.
+    """Find the objects in photographs: no labels, no PyTorch, no GPU.
 
     \b
     Examples

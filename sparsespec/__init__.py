@@ -1,4 +1,4 @@
-"""Object instances from photographs, with no labels, no training, no PyTorch and no GPU.
+"""Object instances from photographs, with no labels, no PyTorch and no GPU.
 
 The public names are loaded on first use, so that ``import sparsespec`` (and ``sparsespec --help``) costs milliseconds:
 neither ONNX Runtime nor Numba is imported before an image is.

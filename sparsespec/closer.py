@@ -91,6 +91,11 @@ def redraw(
     -------
     list of (label, region)
         What now has which label, the instance's own first; empty where the instance stayed.
+
+    Raises
+    ------
+    ValueError
+        The type of ``view`` doesn't hold the labels of further parts.
     """
     size, count = int(np.count_nonzero(first)), int(crop.max(initial=0))
     if not size or not count:
@@ -106,6 +111,9 @@ def redraw(
         chosen = [int(part) for part in parts]
     else:
         return []
+    largest = next_label + len(chosen) - 2
+    if largest > np.iinfo(view.dtype).max:
+        raise ValueError(f"the labels must have a type that holds numbers up to {largest}, not {view.dtype}")
     view[view == label] = 0
     taken = [(label if place == 0 else next_label + place - 1, part + 1) for place, part in enumerate(chosen)]
     for number, region in taken:

@@ -214,25 +214,3 @@ def standardise(values: FloatArray) -> npt.NDArray[np.float64]:
     values = np.asarray(values, dtype=np.float64)
     deviation = values.std()
     return (values - values.mean()) / deviation if deviation > 1e-9 else np.zeros_like(values)
-
-
-def contrast(masks: npt.NDArray[np.bool_], objectness: FloatArray) -> npt.NDArray[np.float64]:
-    """How far each mask's mean objectness is above that of the tokens in no mask.
-
-    Parameters
-    ----------
-    masks
-        (n, N) bool.
-    objectness
-        (N,) array.
-
-    Returns
-    -------
-    (n,) float64 array
-        Where every token is in a mask, above the least of them.
-    """
-    objectness = np.asarray(objectness, dtype=np.float64)
-    outside = ~masks.any(axis=0) if len(masks) else np.ones(objectness.size, bool)
-    ground = objectness[outside].mean() if outside.any() else objectness.min()
-    inside = masks.astype(np.float64) @ objectness / np.maximum(masks.sum(axis=1), 1)
-    return np.asarray(inside - ground)

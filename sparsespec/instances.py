@@ -402,7 +402,7 @@ class Candidates:
 
     def own_residuals(self, position: npt.NDArray[np.floating], grid: tuple[int, int]) -> Float64Array:
         """(m,) residuals of the regions themselves, see :func:`position_residuals`."""
-        return _residuals(self.tokens, self.ends, position, grid)
+        return _residuals(self.tokens, self.ends, position, grid, self.n_tokens)
 
     def _votes(self, tokens: TokenArray, ends: Int64Array) -> Float64Array:
         summed = regions.summed_overlap(self.tokens, self.ends, self.multiplicity, tokens, ends, self.n_tokens)
@@ -441,18 +441,25 @@ def position_residuals(masks: BoolArray, position: npt.NDArray[np.floating], gri
     Raises
     ------
     ValueError
-        The grid or ``position`` doesn't fit.
+        The grid or ``position`` doesn't fit, or ``position`` isn't finite.
     """
-    return _residuals(*_tokens_of_masks(masks), position, grid)
+    return _residuals(*_tokens_of_masks(masks), position, grid, np.shape(masks)[1])
 
 
 def _residuals(
-    tokens: TokenArray, ends: Int64Array, position: npt.NDArray[np.floating], grid: tuple[int, int]
+    tokens: TokenArray,
+    ends: Int64Array,
+    position: npt.NDArray[np.floating],
+    grid: tuple[int, int],
+    n_tokens: int,
 ) -> Float64Array:
     position = np.asarray(position, np.float64)
-    _, width = check_grid(grid, len(position))
-    if position.shape[1:] != (2,):
-        raise ValueError(f"position must be of shape ({len(position)}, 2), not {position.shape}")
+    if position.shape != (n_tokens, 2) or not np.isfinite(position).all():
+        raise ValueError(
+            f"position must be finite and of shape ({n_tokens}, 2), one row for each token; its shape is "
+            f"{position.shape}"
+        )
+    _, width = check_grid(grid, n_tokens)
     across, down = np.ascontiguousarray(position.T)
     return np.asarray(positions.residuals(tokens, ends, across, down, width))
 
@@ -510,7 +517,7 @@ def select(
     candidates
         From :func:`propose`.
     merit
-        (m,) array; the votes of the regions where it isn't given.
+        (m,) finite numbers; the votes of the regions where it isn't given.
     min_merit
         Regions with less are not taken: this alone decides how many instances there are.
     min_free
@@ -522,9 +529,15 @@ def select(
     -------
     (n, N) bool array
         Disjoint masks, by falling merit.
+
+    Raises
+    ------
+    ValueError
+        ``merit`` has another shape or isn't finite.
     """
-    if merit is None:
-        merit = candidates.own_votes()
+    merit = candidates.own_votes() if merit is None else np.asarray(merit, np.float64)
+    if merit.shape != (len(candidates),) or not np.isfinite(merit).all():
+        raise ValueError(f"merit must be finite and of shape ({len(candidates)},), one number for each region")
     sequence = np.argsort(-merit, kind="stable")
     wanted = -1 if n_instances is None else n_instances
     if n_instances is None:

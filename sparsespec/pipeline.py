@@ -102,15 +102,18 @@ class Settings:
     min_speck: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("sharpness", "smoothing_sharpness"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)!r}")
-        for name in ("back_steps", "wholeness", "learned_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)!r}")
+        for name in ("sharpness", "smoothing_sharpness", "closer_cuts"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise ValueError(f"{name} must be a number above 0, not {getattr(self, name)!r}")
+        for name in ("back_steps", "smoothing", "wholeness", "min_contrast", "closer_margin", "min_speck"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ValueError(f"{name} must be a number of at least 0, not {getattr(self, name)!r}")
+        check_count(self.prototypes, name="prototypes")
+        check_count(self.learned_weight, name="learned_weight", least=0)
         for name in ("thresholds", "learned_thresholds", "cut_thresholds"):
-            if not getattr(self, name):
-                raise ValueError(f"{name} must hold at least one number")
+            numbers = getattr(self, name)
+            if not numbers or not np.isfinite(numbers).all():
+                raise ValueError(f"{name} must hold at least one number, all of them finite, not {numbers!r}")
         if self.weights not in WEIGHTS:
             raise ValueError(f"weights must be one of {', '.join(map(repr, WEIGHTS))}, not {self.weights!r}")
 
@@ -135,7 +138,8 @@ class Segmentation:
     labels
         (H, W) int32, or the array given as ``out``; 0 is background, 1..n are the instances by falling score.
     scores
-        (n,) float32 in [0, 1], descending: how sure we are that this is one object.
+        (n,) float32 in [0, 1], descending: how sure we are that this is one object, as the intersection over union with
+        a true one to expect.
     boxes
         (n, 4) float32: x, y, width and height in pixels, of the smallest box around the instance's pixels.
     info
@@ -478,6 +482,9 @@ def find_instances(
         ``foreground_mask`` has another length; the directions are of another network; more instances are wanted than
         there are tokens.
     """
+    n_tokens = tokens.grid[0] * tokens.grid[1]
+    if n_instances is not None and check_count(n_instances, name="n_instances") > n_tokens:
+        raise ValueError(f"n_instances is {n_instances}, but the image has only {n_tokens} tokens")
     return _find(tokens, _default_settings(settings, directions), directions, n_instances, foreground_mask, _Clock())
 
 
@@ -506,9 +513,20 @@ def paint(
         0 is background, 1..n are the instances by falling score.
     scores : (n,) float32 array
         Of those that have pixels.
+
+    Raises
+    ------
+    ValueError
+        When ``pixels`` isn't an image, or not of the size of the one that the tokens are of.
     """
     settings = settings or Settings()
-    labels = _paint(as_pixels(pixels), found.masks, _Frame.of(tokens), settings, False, None)
+    source = as_pixels(pixels)
+    if tuple(source.shape[:2]) != tuple(tokens.image_shape):
+        raise ValueError(
+            f"pixels are {source.shape[0]} high and {source.shape[1]} wide, but the tokens are of an image of "
+            f"{tokens.image_shape[0]} and {tokens.image_shape[1]}"
+        )
+    labels = _paint(source, found.masks, _Frame.of(tokens), settings, False, None)
     scores, _, _ = _in_order(labels, found.scores)
     return labels, scores
 

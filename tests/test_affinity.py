@@ -13,6 +13,7 @@ from scipy.sparse import csr_array
 
 from sparsespec import affinity, channels
 from tests.reference import affinity as reference
+from tests.reference import positions as plain
 
 FILES = ("FudanPed00017", "FudanPed00035", "PennPed00061")
 LAYOUTS: dict[str, Callable[[np.ndarray], Any]] = {
@@ -469,3 +470,162 @@ def test_local_affinity_validates_features(features: np.ndarray) -> None:
     features[4, 2] = np.nan
     with pytest.raises(ValueError, match="features must be finite"):
         affinity.local_affinity([features[::-1], features], GRID)
+
+
+# By the dot product
+
+
+@pytest.mark.parametrize("grid", [GRID, (1, 77), (77, 1)])
+@pytest.mark.parametrize("radius", [1, 2])
+@pytest.mark.parametrize("kinds", [1, 3])
+def test_cosine_affinity_is_that_of_numpy(
+    rng: np.random.Generator, kinds: int, radius: int, grid: tuple[int, int]
+) -> None:
+    features = [rng.standard_normal((77, c)) + 0.5 for c in (13, 4, 20)[:kinds]]
+    # Tokens of zeros are like none, and a token is like a multiple of itself.
+    features[0][5] = 0
+    features[0][20] = 3 * features[0][21]
+    mean = np.zeros((77, 77))
+    for one in features:
+        unit = one / np.maximum(np.linalg.norm(one, axis=1, keepdims=True), 1e-30)
+        mean += unit @ unit.T / kinds
+    expected = np.where(reference.in_window(grid, radius), np.maximum(np.exp(10 * (mean - 1)), 1e-12), 0)
+    found = affinity.cosine_affinity(features, grid, radius=radius)
+    assert_canonical(found)
+    np.testing.assert_allclose(found.toarray(), expected, rtol=1e-4, atol=0)
+
+
+def test_cosine_affinity_at_its_ends(features: np.ndarray) -> None:
+    near = reference.in_window(GRID, 1)
+    flat = affinity.cosine_affinity([features, features], GRID, sharpness=0)
+    assert np.array_equal(flat.toarray(), near.astype(float))
+    equal = affinity.cosine_affinity([np.full((77, 3), 0.1)], GRID)
+    assert np.all((equal.data > 1 - 1e-5) & (equal.data <= 1))
+    steep = affinity.cosine_affinity([features], GRID, sharpness=1e6)
+    assert_canonical(steep)
+    assert steep.data.min() == 1e-12
+    assert steep.nnz == near.sum()
+    alone = affinity.cosine_affinity([np.ones((1, 4))], (1, 1))
+    assert (alone.shape, alone.nnz) == ((1, 1), 0)
+
+
+@pytest.mark.parametrize("change", sorted(LAYOUTS))
+def test_cosine_affinity_of_any_array(features: np.ndarray, change: str) -> None:
+    before = features.copy()
+    found = affinity.cosine_affinity([LAYOUTS[change](features)], GRID)
+    assert (found != affinity.cosine_affinity([before], GRID)).nnz == 0
+    assert np.array_equal(features, before)
+
+
+def test_cosine_affinity_validates(features: np.ndarray) -> None:
+    for sharpness in (-1, np.nan, np.inf):
+        with pytest.raises(ValueError, match="sharpness must be a number of at least 0"):
+            affinity.cosine_affinity([features], GRID, sharpness=sharpness)
+    with pytest.raises(ValueError, match="features must hold at least one"):
+        affinity.cosine_affinity([], GRID)
+    with pytest.raises(ValueError, match=r"grid \(7, 12\) does not hold the 77 tokens"):
+        affinity.cosine_affinity([features], (7, 12))
+    features[4, 2] = np.inf
+    with pytest.raises(ValueError, match="features must be finite"):
+        affinity.cosine_affinity([features], GRID)
+
+
+# Where the position steps back
+
+
+def neighbours(grid: tuple[int, int], radius: int = 1, seed: int = 0) -> csr_array:
+    """Random symmetric weights between the tokens of a grid."""
+    near = reference.in_window(grid, radius)
+    weights = np.triu(np.random.default_rng(seed).uniform(1e-3, 1, near.shape) * near)
+    return csr_array(weights + weights.T)
+
+
+@pytest.mark.parametrize("grid", [(6, 7), (1, 12), (12, 1), (1, 1), (2, 2)])
+@pytest.mark.parametrize("radius", [1, 2])
+@pytest.mark.parametrize("strength", [0.0, 5.0, 1000.0])
+def test_back_steps_are_those_of_plain_loops(grid: tuple[int, int], radius: int, strength: float) -> None:
+    graph = neighbours(grid, radius)
+    said = np.random.default_rng(1).uniform(-0.5, 0.5, (grid[0] * grid[1], 2))
+    found = affinity.weaken_back_steps(graph, said, grid, strength=strength)
+    expected = plain.weaken_back_steps(graph.toarray(), said, grid, strength)
+    np.testing.assert_allclose(found.toarray(), expected, rtol=1e-9, atol=0)
+    assert found.nnz == graph.nnz
+    assert found.dtype == np.float64
+    assert (found != found.T).nnz == 0
+    if strength == 0:
+        assert np.array_equal(found.toarray(), graph.toarray())
+
+
+def test_positions_that_are_the_same_everywhere_weaken_nothing() -> None:
+    graph = neighbours((5, 6), 2)
+    found = affinity.weaken_back_steps(graph, np.full((30, 2), 0.3), (5, 6), strength=50)
+    assert np.array_equal(found.toarray(), graph.toarray())
+
+
+def test_only_edges_from_one_object_to_the_next_are_weakened() -> None:
+    # Two objects of four tokens side by side.
+    said = np.zeros((24, 2))
+    said[:, 0] = np.tile([-0.375, -0.125, 0.125, 0.375], 6)
+    graph = neighbours((3, 8))
+    ratio = affinity.weaken_back_steps(graph, said, (3, 8), strength=4).toarray()[graph.toarray() > 0]
+    ratio /= graph.toarray()[graph.toarray() > 0]
+    first, second = np.nonzero(graph.toarray())
+    across = (first % 8 < 4) != (second % 8 < 4)
+    level = first // 8 == second // 8
+    np.testing.assert_allclose(ratio[~across], 1)
+    np.testing.assert_allclose(ratio[across & level], np.exp(-4 * 0.75))
+    # Along a diagonal the step is shorter by the root of two.
+    np.testing.assert_allclose(ratio[across & ~level], np.exp(-4 * 0.75 / np.sqrt(2)))
+
+
+def test_a_token_joined_to_itself_steps_nowhere() -> None:
+    graph = csr_array(neighbours((3, 4)).toarray() + 0.5 * np.eye(12))
+    said = np.random.default_rng(1).uniform(-0.5, 0.5, (12, 2))
+    found = affinity.weaken_back_steps(graph, said, (3, 4))
+    assert np.array_equal(found.diagonal(), np.full(12, 0.5))
+    np.testing.assert_allclose(found.toarray(), plain.weaken_back_steps(graph.toarray(), said, (3, 4), 20), rtol=1e-9)
+
+
+def test_back_steps_on_any_number_of_threads_are_the_same_bytes(rng: np.random.Generator) -> None:
+    grid = (90, 101)
+    graph = affinity.local_affinity([rng.standard_normal((9090, 4))], grid)
+    said = rng.uniform(-0.5, 0.5, (9090, 2))
+    found = [affinity.weaken_back_steps(graph, said, grid, threads=threads) for threads in (1, 2, 3)]
+    for other in found[1:]:
+        assert other.data.tobytes() == found[0].data.tobytes()
+    assert np.all(found[0].data <= graph.data)
+    assert (found[0] != found[0].T).nnz == 0
+
+
+def test_back_steps_leave_what_they_are_given() -> None:
+    graph, said = neighbours((5, 6)), np.random.default_rng(1).uniform(-0.5, 0.5, (30, 2))
+    before = graph.copy()
+    expected = affinity.weaken_back_steps(graph, said, (5, 6))
+    for part in (graph.data, graph.indices, graph.indptr, said):
+        part.flags.writeable = False
+    for given in (said, np.asfortranarray(said), said.tolist()):
+        found = affinity.weaken_back_steps(graph, given, (5, 6))
+        assert found.data.tobytes() == expected.data.tobytes()
+    wide = csr_array((graph.data, graph.indices.astype(np.int64), graph.indptr.astype(np.int64)), shape=(30, 30))
+    assert np.array_equal(affinity.weaken_back_steps(wide, said, (5, 6)).toarray(), expected.toarray())
+    single = csr_array((graph.data.astype(np.float32), graph.indices, graph.indptr), shape=(30, 30))
+    np.testing.assert_allclose(
+        affinity.weaken_back_steps(single, said.astype(np.float32), (5, 6)).data, expected.data, rtol=1e-5
+    )
+    assert np.array_equal(graph.toarray(), before.toarray())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_back_steps_validate(bad: float) -> None:
+    graph, said = neighbours((5, 6)), np.zeros((30, 2))
+    for strength in (-1, bad):
+        with pytest.raises(ValueError, match="strength must be a number of at least 0"):
+            affinity.weaken_back_steps(graph, said, (5, 6), strength=strength)
+    with pytest.raises(ValueError, match=r"grid \(5, 5\) does not hold the 30 tokens"):
+        affinity.weaken_back_steps(graph, said, (5, 5))
+    for wrong in (said[:, 0], said[:29], np.zeros((30, 3))):
+        with pytest.raises(ValueError, match=r"position must be finite and of shape \(30, 2\)"):
+            affinity.weaken_back_steps(graph, wrong, (5, 6))
+    said[3, 1] = bad
+    with pytest.raises(ValueError, match="position must be finite"):
+        affinity.weaken_back_steps(graph, said, (5, 6))

@@ -239,6 +239,21 @@ def test_instance_channels_are_the_quiet_ones_that_vary_most(
     assert np.all(np.linalg.norm(found, axis=1) <= 1 + 1e-6)
 
 
+@pytest.mark.parametrize("keep", [1 / 3, 1.0, 0.01])
+def test_instance_channels_without_the_second_reduction(features: np.ndarray, keep: float) -> None:
+    features[11] = 0
+    quiet = channels.noise_channel_reduction(features, keep, normalize=False)
+    found = channels.instance_channels(features, keep, None)
+    assert found.dtype == np.float32
+    assert found.flags.c_contiguous
+    # In their own order, and still of unit length: nothing was taken away after that.
+    np.testing.assert_allclose(found, reference.unit_tokens(features[:, quiet]), atol=1e-6)
+    np.testing.assert_allclose(np.delete(np.linalg.norm(found, axis=1), 11), 1, atol=1e-6)
+    assert not found[11].any()
+    as_many = channels.instance_channels(features, keep, quiet.size)
+    assert np.array_equal(np.sort(as_many, axis=1), np.sort(found, axis=1))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_instance_channels_of_any_array(features: np.ndarray, layout: str) -> None:
     before = features.copy()

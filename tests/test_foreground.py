@@ -208,21 +208,6 @@ def test_standardise_makes_a_constant_map_zero(value: float) -> None:
     assert np.array_equal(foreground.standardise(np.full(33, value)), np.zeros(33))
 
 
-def test_contrast_is_against_the_tokens_in_no_mask() -> None:
-    masks = np.array([[1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]], bool)
-    values = np.array([4.0, 6.0, 3.0, 1.0, 2.0, 0.0])
-    np.testing.assert_allclose(foreground.contrast(masks, values), [5 - 1, 3 - 1])
-
-
-def test_contrast_without_masks_is_empty() -> None:
-    assert foreground.contrast(np.zeros((0, 5), bool), np.arange(5.0)).shape == (0,)
-
-
-def test_contrast_where_masks_cover_everything_is_against_the_least_token() -> None:
-    masks = np.array([[1, 1, 0], [0, 0, 1]], bool)
-    np.testing.assert_allclose(foreground.contrast(masks, np.array([3.0, 5.0, 1.0])), [4 - 1, 0])
-
-
 def test_the_eigenvector_of_a_picture_in_two_parts_tells_the_inner_one() -> None:
     rng = np.random.default_rng(7)
     inside = np.zeros((12, 15), bool)

@@ -11,8 +11,9 @@ from scipy.sparse import csr_array
 from sparsespec import instances
 from sparsespec._threads import Team
 from sparsespec.affinity import grid_edges
-from sparsespec.instances import Candidates, RegionCutter, propose, select, split_until
+from sparsespec.instances import Candidates, RegionCutter, position_residuals, propose, select, split_until
 from tests.reference import cuts as reference
+from tests.reference import positions as plain
 
 EXACT = 1e-9
 
@@ -239,7 +240,7 @@ def test_any_number_of_threads_gives_the_same_bytes(grid: tuple[int, int], monke
         monkeypatch.setattr(instances, "_ALONE_UP_TO", alone)
         cutter = RegionCutter(weights, grid, threads=threads)
         candidates = propose(maps, cutter, cut_thresholds=[0.1, 0.3])
-        found.append((candidates, cutter.record, select(candidates, min_votes=0.1)))
+        found.append((candidates, cutter.record, select(candidates, min_merit=0.1)))
     assert len(found[0][0]) > 20
     for candidates, record, chosen in found[1:]:
         assert candidates.tokens.tobytes() == found[0][0].tokens.tobytes()
@@ -486,11 +487,11 @@ def test_regions_are_taken_by_falling_votes_and_lose_what_is_taken() -> None:
     candidates = Candidates.from_masks(spans((9, 20), (0, 10), (4, 8)), np.array([6, 8, 1]), 10)
     votes = candidates.votes(candidates.masks)
     assert np.argsort(-votes).tolist() == [1, 0, 2]
-    chosen = select(candidates, min_votes=0.5)
+    chosen = select(candidates, min_merit=0.5)
     assert np.array_equal(chosen, spans((0, 10), (10, 20)))
     assert chosen.dtype == bool
-    assert len(select(candidates, min_votes=(votes[0] + votes[1]) / 2)) == 1
-    assert select(candidates, min_votes=0.99).shape == (0, 20)
+    assert len(select(candidates, min_merit=(votes[0] + votes[1]) / 2)) == 1
+    assert select(candidates, min_merit=0.99).shape == (0, 20)
 
 
 @pytest.mark.parametrize(("min_free", "count"), [(0.9, 2), (0.91, 1), (0.0, 2)])
@@ -506,6 +507,124 @@ def test_a_count_takes_regions_whatever_their_votes() -> None:
         assert np.array_equal(select(candidates, n_instances=count), candidates.masks[:count])
     # The fourth lies in the first: there are no four.
     assert len(select(candidates, n_instances=4)) == 3
+
+
+def test_merit_takes_the_place_of_votes() -> None:
+    candidates = Candidates.from_masks(spans((0, 10), (9, 20), (4, 8)), np.array([8, 6, 1]), 10)
+    merit = np.array([0.2, 0.5, 0.9])
+    # The third is best, the first no longer free enough then; the second is, and too little merit is none.
+    assert np.array_equal(select(candidates, merit=merit, min_merit=0.1), spans((4, 8), (9, 20)))
+    assert np.array_equal(select(candidates, merit=merit, min_merit=0.5), spans((4, 8), (9, 20)))
+    assert np.array_equal(select(candidates, merit=merit, min_merit=0.51), spans((4, 8)))
+    assert select(candidates, merit=merit, min_merit=1.0).shape == (0, 20)
+    assert np.array_equal(select(candidates, merit=merit, min_merit=1.0, n_instances=1), spans((4, 8)))
+    assert merit.tolist() == [0.2, 0.5, 0.9]
+
+
+def test_of_equal_merit_the_first_is_taken() -> None:
+    candidates = Candidates.from_masks(spans((0, 10), (0, 9), (10, 20)), np.array([1, 5, 2]), 10)
+    assert np.array_equal(select(candidates, merit=np.ones(3)), spans((0, 10), (10, 20)))
+
+
+@pytest.mark.parametrize("merit", [np.ones(2), np.ones(4), np.ones((3, 1)), np.array([0.5, np.nan, 1])])
+def test_merit_that_does_not_fit(merit: np.ndarray) -> None:
+    candidates = Candidates.from_masks(spans((0, 10), (9, 20), (4, 8)), np.array([8, 6, 1]), 10)
+    with pytest.raises(ValueError, match=r"merit must be .*\(3,\)"):
+        select(candidates, merit=merit)
+
+
+# Positions within the object
+
+
+def boxed(grid: tuple[int, int], *boxes: tuple[int, int, int, int]) -> np.ndarray:
+    """One mask for each (top, left, bottom, right) box of tokens."""
+    masks = np.zeros((len(boxes), *grid), bool)
+    for mask, (top, left, bottom, right) in zip(masks, boxes, strict=True):
+        mask[top:bottom, left:right] = True
+    return masks.reshape(len(boxes), -1)
+
+
+def said_in(grid: tuple[int, int], *boxes: tuple[int, int, int, int]) -> np.ndarray:
+    """(N, 2) positions of objects that fill boxes of tokens, and noise beside them."""
+    said = np.random.default_rng(3).uniform(-0.5, 0.5, (*grid, 2))
+    for top, left, bottom, right in boxes:
+        said[top:bottom, left:right, 0] = (np.arange(right - left) + 0.5) / (right - left) - 0.5
+        said[top:bottom, left:right, 1] = ((np.arange(bottom - top) + 0.5) / (bottom - top) - 0.5)[:, None]
+    return said.reshape(-1, 2)
+
+
+def test_a_whole_object_has_no_residual_and_parts_and_pairs_have_one() -> None:
+    grid, one, other = (10, 16), (2, 3, 8, 8), (2, 8, 8, 14)
+    said = said_in(grid, one, other)
+    whole, second, left_half, lower_half, both, beside = position_residuals(
+        boxed(grid, one, other, (2, 3, 8, 5), (5, 3, 8, 8), (2, 3, 8, 14), (0, 0, 2, 16)), said, grid
+    )
+    assert whole == pytest.approx(0, abs=1e-15)
+    assert second == pytest.approx(0, abs=1e-15)
+    assert min(left_half, lower_half, both, beside) > 0.02
+    # By hand: the lower half says 1/12, 3/12 and 5/12 down, where its own box has -1/3, 0 and 1/3.
+    assert lower_half == pytest.approx(np.mean((np.array([1, 3, 5]) / 12 - np.array([-4, 0, 4]) / 12) ** 2))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (4, 1), (3, 5), (9, 12)])
+def test_tokens_that_say_nothing_leave_the_variance_of_the_box(height: int, width: int) -> None:
+    grid = (9, 12)
+    found = position_residuals(boxed(grid, (0, 0, height, width)), np.zeros((108, 2)), grid)
+    expected = (1 - 1 / height**2) / 12 + (1 - 1 / width**2) / 12
+    np.testing.assert_allclose(found, expected, atol=1e-15)
+    assert found[0] < 1 / 6
+
+
+def test_a_single_token_lies_in_the_middle() -> None:
+    said = np.array([[0.3, -0.4], [0, 0]])
+    np.testing.assert_allclose(position_residuals(np.eye(2, dtype=bool), said, (1, 2)), [0.25, 0])
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 9), (9, 1), (6, 7)])
+@pytest.mark.parametrize("spread", [0.0, 0.4])
+def test_residuals_are_those_of_plain_loops(grid: tuple[int, int], spread: float) -> None:
+    rng = np.random.default_rng(8)
+    n = grid[0] * grid[1]
+    masks = rng.random((12, n)) < rng.random((12, 1))
+    masks[3] = False
+    said = 0.1 + spread * rng.standard_normal((n, 2))
+    expected = plain.residuals(masks, said, grid)
+    np.testing.assert_allclose(position_residuals(masks, said, grid), expected, rtol=1e-12)
+    assert position_residuals(masks, said, grid)[3] == 0
+    candidates = Candidates.from_masks(masks, np.ones(12), 12)
+    np.testing.assert_allclose(candidates.own_residuals(said, grid), expected, rtol=1e-12)
+    assert position_residuals(np.zeros((0, n), bool), said, grid).shape == (0,)
+
+
+def test_residuals_of_any_array() -> None:
+    grid, rng = (5, 6), np.random.default_rng(2)
+    masks, said = rng.random((4, 30)) < 0.5, rng.uniform(-0.5, 0.5, (30, 2))
+    expected = position_residuals(masks, said, grid)
+    masks.flags.writeable = said.flags.writeable = False
+    assert np.array_equal(position_residuals(masks, said, grid), expected)
+    assert np.array_equal(position_residuals(np.asfortranarray(masks), np.asfortranarray(said), grid), expected)
+    assert np.array_equal(position_residuals(masks.astype(np.uint8), said, grid), expected)
+    np.testing.assert_allclose(position_residuals(masks, said.astype(np.float32), grid), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_positions_that_do_not_fit(bad: float) -> None:
+    masks, said = np.ones((2, 30), bool), np.zeros((30, 2))
+    candidates = Candidates.from_masks(masks, [1, 1], 2)
+    for wrong in (said[:, :1], said[:, 0], np.zeros((30, 3))):
+        with pytest.raises(ValueError, match=r"position must be .*\(30, 2\)"):
+            position_residuals(masks, wrong, (5, 6))
+    for grid in ((5, 5), (30, 2)):
+        with pytest.raises(ValueError, match="grid"):
+            position_residuals(masks, said, grid)
+    # Masks of another image.
+    with pytest.raises(ValueError, match=r"position must be .*\(30, 2\)"):
+        position_residuals(masks, said[:20], (4, 5))
+    with pytest.raises(ValueError, match=r"position must be .*\(30, 2\)"):
+        candidates.own_residuals(np.zeros((42, 2)), (6, 7))
+    said[7, 1] = bad
+    with pytest.raises(ValueError, match="position must be finite"):
+        position_residuals(masks, said, (5, 6))
 
 
 # Exact counts

@@ -34,8 +34,8 @@ ORDER: list[tuple[str, ...]] = [
     ("pipeline",),
     ("fitting",),
     ("formats",),
-    ("evaluation",),
     ("batch",),
+    ("evaluation",),
     ("cli",),
 ]
 PLACE = {name: place for place, names in enumerate(ORDER) for name in names}

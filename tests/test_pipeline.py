@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import pickle
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from skimage import data
 
 import sparsespec
-from sparsespec import Backbone, Segmentation, Segmenter, segment
+from sparsespec import Backbone, Segmentation, Segmenter, pipeline, segment
+from sparsespec.closer import crop_around
+from sparsespec.directions import Directions, find_directions
+from sparsespec.images import as_pixels
 from sparsespec.models import UnknownModelError, get_model
-from sparsespec.pipeline import Settings
+from sparsespec.pipeline import PLAIN, Settings, find_instances, paint
 
 SMALL = 224
 
@@ -51,11 +56,28 @@ def small_result(small: Segmenter, astronaut: np.ndarray) -> Segmentation:
     return found
 
 
-def assert_sound(found: Segmentation, shape: tuple[int, int]) -> None:
+@pytest.fixture(scope="module")
+def directions(backbone: Backbone) -> Directions:
+    """Those that come with the package."""
+    found = find_directions("default", source_sha256=backbone.source_sha256, channels=backbone.channels)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def table() -> np.ndarray:
+    """Two small photographs on a grey surface."""
+    image = np.full((240, 320, 3), 120, np.uint8)
+    image[150:225, 30:105] = data.astronaut()[:450:6, :450:6]
+    image[30:90, 200:270] = data.chelsea()[:240:4, 60:340:4]
+    return image
+
+
+def assert_sound(found: Segmentation, shape: tuple[int, int], dtype: type = np.int32) -> None:
     """Check all that a result promises whatever the image."""
     n = len(found)
     assert found.labels.shape == shape
-    assert found.labels.dtype == np.int32
+    assert found.labels.dtype == dtype
     assert set(np.unique(found.labels).tolist()) | {0} == set(range(n + 1))
     assert found.scores.shape == (n,)
     assert found.scores.dtype == np.float32
@@ -68,6 +90,9 @@ def assert_sound(found: Segmentation, shape: tuple[int, int]) -> None:
         assert (x, y) == (columns.min(), rows.min())
         assert (x + width - 1, y + height - 1) == (columns.max(), rows.max())
     assert json.loads(json.dumps(found.info, allow_nan=False)) == found.info
+    if found.info["method"] == "sparse":
+        assert len(found.info["eigenvalues"]) == len(found.info["residuals"]) == n
+        assert found.info["crops"] >= 0
 
 
 def assert_same_bytes(first: Segmentation, second: Segmentation) -> None:
@@ -107,6 +132,7 @@ def test_info_says_how_it_came_about(result: Segmentation, backbone: Backbone) -
     assert info["method"] == "sparse"
     assert (info["grid"], info["tokens"], info["tiles"]) == ([32, 32], 1024, 1)
     assert info["channels"] == {"total": 3 * 384, "kept": 3 * 60}
+    assert info["crops"] >= 0
     assert info["cuts"] > 0
     assert info["candidates"] >= len(result)
     stages = {"features", "channels", "affinity", "foreground", "instances", "refine", "total"}
@@ -123,9 +149,19 @@ def test_nothing_is_found_in_one_colour(small: Segmenter, value: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 5), (3, 400), (400, 3), (1, 50)])
-def test_images_of_a_few_pixels(small: Segmenter, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("count", [None, 1])
+def test_images_of_a_few_pixels(backbone: Backbone, shape: tuple[int, int], count: int | None) -> None:
+    segmenter = Segmenter(backbone, count, long_side=SMALL)
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    assert_sound(small(image), shape)
+    assert_sound(segmenter(image), shape)
+    for other in (
+        image[:, :, 0],
+        image.astype(np.uint16) * 257,
+        np.concatenate([image, image[:, :, :1]], axis=2),
+    ):
+        found = segmenter(other)
+        assert_sound(found, shape)
+        assert count is None or len(found) == count
 
 
 @pytest.mark.parametrize("shape", [(14, 14), (14, 1)])
@@ -137,6 +173,228 @@ def test_an_image_of_one_token(backbone: Backbone, shape: tuple[int, int]) -> No
     assert len(found) == 0
     one = Segmenter(backbone, 1, long_side=14)(image)
     assert np.all(one.labels == 1)
+
+
+# Without directions, and without a closer look
+
+
+def by_parts(
+    backbone: Backbone,
+    image: np.ndarray,
+    settings: Settings | None = None,
+    directions: Directions | None = None,
+    long_side: int = SMALL,
+) -> tuple[np.ndarray, np.ndarray]:
+    pixels = as_pixels(image)
+    tokens = backbone.features(pixels, long_side=long_side)
+    found = find_instances(tokens, settings, directions=directions)
+    return paint(image, found, tokens, settings)
+
+
+@pytest.mark.parametrize("settings", [None, PLAIN])
+def test_without_directions_the_image_alone_decides(
+    backbone: Backbone, astronaut: np.ndarray, settings: Settings | None
+) -> None:
+    found = Segmenter(backbone, long_side=SMALL, directions=None, settings=settings)(astronaut)
+    assert_sound(found, astronaut.shape[:2])
+    labels, scores = by_parts(backbone, astronaut, PLAIN)
+    assert len(scores) > 0
+    assert np.array_equal(found.labels, labels)
+    assert np.array_equal(found.scores, scores)
+    assert found.info["crops"] == 0
+    # The default of either is the same.
+    again, _ = by_parts(backbone, astronaut)
+    assert np.array_equal(again, labels)
+
+
+@pytest.mark.parametrize("long_side", [SMALL, 448])
+def test_without_a_closer_look_it_is_the_parts_in_a_row(
+    backbone: Backbone, directions: Directions, table: np.ndarray, long_side: int
+) -> None:
+    once = dataclasses.replace(Settings(), closer_margin=0.0)
+    found = Segmenter(backbone, long_side=long_side, settings=once)(table)
+    assert_sound(found, table.shape[:2])
+    labels, scores = by_parts(backbone, table, once, directions, long_side)
+    assert len(scores) == 2
+    assert np.array_equal(found.labels, labels)
+    assert np.array_equal(found.scores, scores)
+    assert found.info["crops"] == 0
+
+
+def test_directions_and_settings_can_be_chosen_apart(
+    backbone: Backbone, directions: Directions, table: np.ndarray, tmp_path: Path
+) -> None:
+    default = Segmenter(backbone, long_side=SMALL)(table)
+    assert_same_bytes(Segmenter(backbone, long_side=SMALL, directions=directions)(table), default)
+    directions.save(tmp_path / "own.npz")
+    assert_same_bytes(Segmenter(backbone, long_side=SMALL, directions=tmp_path / "own.npz")(table), default)
+    # What needs directions is left out where there are none, and what they would do is left out by PLAIN.
+    none = Segmenter(backbone, long_side=SMALL, directions=None, settings=Settings())(table)
+    assert_sound(none, table.shape[:2])
+    plain = Segmenter(backbone, long_side=SMALL, directions=directions, settings=PLAIN)(table)
+    assert_same_bytes(plain, Segmenter(backbone, long_side=SMALL, directions=None)(table))
+    cosine = Segmenter(backbone, long_side=SMALL, settings=Settings(weights="cosine", keep=1.0, keep_deviation=None))
+    other = cosine(table)
+    assert_sound(other, table.shape[:2])
+    assert other.info["channels"] == {"total": 3 * 384, "kept": 3 * 384}
+
+
+# A closer look
+
+
+def test_small_things_are_looked_at_in_crops(backbone: Backbone, directions: Directions, table: np.ndarray) -> None:
+    found = Segmenter(backbone, long_side=SMALL)(table)
+    assert_sound(found, table.shape[:2])
+    assert found.info["crops"] == len(found) == 2
+    once, scores = by_parts(backbone, table, dataclasses.replace(Settings(), closer_margin=0.0), directions)
+    assert np.array_equal(found.scores, scores)
+    for top, left, bottom, right in ((150, 30, 225, 105), (30, 200, 90, 270)):
+        # As many tokens as a photograph of its own: the outline is the sharper.
+        inside = np.zeros(table.shape[:2], bool)
+        inside[top:bottom, left:right] = True
+        label = found.labels[(top + bottom) // 2, (left + right) // 2]
+        assert label > 0
+        before = once == once[(top + bottom) // 2, (left + right) // 2]
+        after = found.labels == label
+        assert np.any(before != after)
+        assert np.count_nonzero(after & inside) > 0.8 * np.count_nonzero(after)
+    stages = ("features", "refine", "instances")
+    assert all(found.info["seconds"][stage] > 0 for stage in stages)
+
+
+@pytest.mark.parametrize(
+    "resolution", [{"long_side": SMALL}, {"long_side": 630}, {"scale": 4.0}, {"megapixels": 0.3}, {"scale": 0.9}]
+)
+def test_what_was_seen_large_is_not_looked_at_again(
+    backbone: Backbone, table: np.ndarray, resolution: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = np.ascontiguousarray(table[120:, :160])
+    boxes: list[tuple[int, int, int, int]] = []
+
+    def record(*arguments: Any) -> tuple[int, int, int, int] | None:
+        box = crop_around(*arguments)
+        boxes.extend([] if box is None else [box])
+        return box
+
+    monkeypatch.setattr(pipeline, "crop_around", record)
+    found = Segmenter(backbone, **resolution)(cut)  # type: ignore[arg-type]
+    assert_sound(found, cut.shape[:2])
+    assert len(found) > 0
+    scale = backbone.features(as_pixels(cut), **resolution).scale  # type: ignore[arg-type]
+    enlarged = [box for box in boxes if max(box[2] - box[0], box[3] - box[1]) * scale <= 0.85 * 448]
+    assert found.info["crops"] == len(enlarged)
+    # The photograph takes up most of the picture: it alone is looked at, and only where it was seen small.
+    largest = max(max(box[2] - box[0], box[3] - box[1]) for box in boxes)
+    assert largest >= 100
+    assert (largest * scale <= 0.85 * 448) == (scale < 3)
+
+
+def test_labels_go_to_an_array_in_a_file(backbone: Backbone, table: np.ndarray, tmp_path: Path) -> None:
+    segmenter = Segmenter(backbone, long_side=SMALL)
+    expected = segmenter(table)
+    assert expected.info["crops"] > 0
+    for dtype in (np.uint8, np.uint16, np.int64):
+        stored = np.lib.format.open_memmap(tmp_path / "labels.npy", "w+", dtype, table.shape[:2])
+        stored[...] = 77
+        found = segmenter(table, out=stored)
+        assert found.labels is stored
+        assert_sound(found, table.shape[:2], dtype)
+        assert np.array_equal(stored, expected.labels)
+        assert np.array_equal(found.scores, expected.scores)
+        stored.flush()
+        assert np.array_equal(np.load(tmp_path / "labels.npy"), expected.labels)
+
+
+def test_images_in_a_file(backbone: Backbone, table: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "image.npy", table)
+    segmenter = Segmenter(backbone, long_side=SMALL)
+    assert_same_bytes(segmenter(np.load(tmp_path / "image.npy", mmap_mode="r")), segmenter(table))
+
+
+@pytest.mark.parametrize("kind", ["grey", "RGBA", "uint16", "float"])
+def test_crops_of_every_kind_of_array(backbone: Backbone, table: np.ndarray, kind: str) -> None:
+    segmenter = Segmenter(backbone, long_side=SMALL)
+    grey = table[:, :, 1]
+    opaque = np.full((*grey.shape, 1), 255, np.uint8)
+    image = {
+        "grey": grey,
+        "RGBA": np.concatenate([table, opaque], axis=2),
+        "uint16": table.astype(np.uint16) * 257,
+        "float": table / 255,
+    }[kind]
+    found = segmenter(image)
+    assert_sound(found, table.shape[:2])
+    assert found.info["crops"] == 2
+    like = np.repeat(grey[:, :, None], 3, axis=2) if kind == "grey" else table
+    assert np.array_equal(found.labels, segmenter(like).labels)
+
+
+@pytest.mark.slow
+def test_crops_of_a_crowd_come_apart(backbone: Backbone) -> None:
+    coins = data.coins()
+    found = Segmenter(backbone)(coins)
+    assert_sound(found, coins.shape)
+    # There are 24 on it.
+    assert 20 <= len(found) <= 28
+    assert found.info["crops"] > 10
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 9])
+def test_a_closer_look_keeps_the_count(backbone: Backbone, table: np.ndarray, count: int) -> None:
+    found = Segmenter(backbone, count, long_side=SMALL)(table)
+    assert_sound(found, table.shape[:2])
+    assert len(found) == count
+    assert found.info["crops"] > 0
+    assert np.bincount(found.labels.ravel(), minlength=count + 1)[1:].min() > 0
+
+
+def test_threads_and_pickling_change_nothing_in_crops(backbone: Backbone, table: np.ndarray) -> None:
+    expected = Segmenter(backbone, long_side=SMALL)(table)
+    two = Segmenter(threads=2, long_side=SMALL)
+    assert_same_bytes(two(table), expected)
+    assert_same_bytes(pickle.loads(pickle.dumps(two))(table), expected)
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(two, [table] * 3):
+            assert_same_bytes(found, expected)
+
+
+# On the token grid
+
+
+def test_instances_of_tokens(backbone: Backbone, directions: Directions, table: np.ndarray) -> None:
+    tokens = backbone.features(as_pixels(table), long_side=SMALL)
+    n_tokens = tokens.grid[0] * tokens.grid[1]
+    for options in ({}, {"directions": directions}, {"directions": directions, "n_instances": 5}, {"n_instances": 1}):
+        found = find_instances(tokens, **options)  # type: ignore[arg-type]
+        n = options.get("n_instances", len(found.masks))
+        assert found.masks.shape == (n, n_tokens)
+        assert n > 0
+        assert found.masks.sum(axis=0).max() == 1
+        assert found.masks.any(axis=1).all()
+        assert found.scores.shape == (n,)
+        assert np.all((found.scores >= 0) & (found.scores <= 1))
+        assert np.all(np.diff(found.scores) <= 0)
+        assert all(len(values) == n for values in found.of_each.values())
+        assert found.candidates.n_tokens == n_tokens
+
+
+def test_a_foreground_that_is_given(backbone: Backbone, directions: Directions, table: np.ndarray) -> None:
+    tokens = backbone.features(as_pixels(table), long_side=SMALL)
+    n_tokens = tokens.grid[0] * tokens.grid[1]
+    inside = np.zeros(tokens.grid, bool)
+    inside[2:6, 3:8] = True
+    for chosen in (directions, None):
+        found = find_instances(tokens, directions=chosen, foreground_mask=inside.ravel())
+        assert np.all(found.masks.any(axis=0) <= inside.ravel())
+        nothing = find_instances(tokens, directions=chosen, foreground_mask=np.zeros(n_tokens, bool))
+        assert nothing.masks.shape == (0, n_tokens)
+        labels, scores = paint(table, nothing, tokens)
+        assert not labels.any()
+        assert scores.shape == (0,)
+    with pytest.raises(ValueError, match=rf"foreground_mask must be of shape \({n_tokens},\), not \(3,\)"):
+        find_instances(tokens, foreground_mask=np.ones(3, bool))
+    with pytest.raises(ValueError, match=f"n_instances is {n_tokens + 1}, but the image has only {n_tokens} tokens"):
+        find_instances(tokens, n_instances=n_tokens + 1)
 
 
 # Kinds of arrays
@@ -253,14 +511,14 @@ def test_a_model_can_be_named_or_opened_by_its_path(
 # An exact number of instances
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 30])
+@pytest.mark.parametrize("count", [1, 2, 5, 12])
 def test_so_many_instances_as_asked_for(backbone: Backbone, astronaut: np.ndarray, count: int) -> None:
     found = Segmenter(backbone, n_instances=count, long_side=SMALL)(astronaut)
     assert_sound(found, astronaut.shape[:2])
     assert len(found) == count
 
 
-@pytest.mark.parametrize("count", [1, 5, 30])
+@pytest.mark.parametrize("count", [1, 5, 12])
 def test_so_many_instances_even_where_there_is_nothing(backbone: Backbone, count: int) -> None:
     found = Segmenter(backbone, count, long_side=SMALL)(np.zeros((60, 80, 3), np.uint8))
     assert_sound(found, (60, 80))
@@ -333,9 +591,31 @@ def test_the_seed_does_not_matter_to_the_sparse_method(
     assert_same_bytes(Segmenter(backbone, rng=99, long_side=SMALL)(astronaut), small_result)
 
 
-def test_settings_are_used(backbone: Backbone, astronaut: np.ndarray) -> None:
-    strict = Segmenter(backbone, long_side=SMALL, settings=Settings(min_votes=1.0))
+@pytest.mark.parametrize(
+    "settings", [Settings(min_merit=1.5), Settings(min_contrast=2.0), Settings(min_votes_left=1.1)]
+)
+def test_settings_are_used(backbone: Backbone, astronaut: np.ndarray, settings: Settings) -> None:
+    strict = Segmenter(backbone, long_side=SMALL, settings=settings)
     assert len(strict(astronaut)) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sharpness": 0}, "sharpness must be above 0, not 0"),
+        ({"smoothing_sharpness": -1.0}, "smoothing_sharpness must be above 0"),
+        ({"back_steps": -1}, "back_steps must be at least 0"),
+        ({"wholeness": np.nan}, "wholeness must be at least 0"),
+        ({"learned_weight": -2}, "learned_weight must be at least 0"),
+        ({"thresholds": ()}, "thresholds must hold at least one number"),
+        ({"learned_thresholds": ()}, "learned_thresholds must hold"),
+        ({"cut_thresholds": ()}, "cut_thresholds must hold"),
+        ({"weights": "dot"}, "weights must be one of 'boc', 'cosine', not 'dot'"),
+    ],
+)
+def test_settings_that_are_none(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings(**settings)  # type: ignore[arg-type]
 
 
 def test_unknown_models(tmp_path: Path) -> None:
