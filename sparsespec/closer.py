@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from sparsespec._mapped import bands
+
 LabelArray = npt.NDArray[np.integer]
 Box = tuple[int, int, int, int]
 
@@ -65,19 +67,18 @@ def crop_around(
 
 
 def redraw(
-    view: LabelArray, first: npt.NDArray[np.bool_], label: int, crop: LabelArray, next_label: int, *, split: bool = True
+    view: LabelArray, label: int, crop: LabelArray, next_label: int, *, split: bool = True
 ) -> list[tuple[int, int]]:
     """Replace an instance by what was seen of it in its crop.
 
     It becomes the region of the crop that is the same object. Where there is none, but it falls into several regions
-    that cover most of it, it becomes those. Otherwise it stays. Nothing is taken from other instances.
+    that cover most of it, it becomes those. Otherwise it stays. Nothing is taken from other instances. Works through
+    bands of rows, so that little memory is needed beside the two arrays.
 
     Parameters
     ----------
     view
         Labels in the crop's box, changed in place.
-    first
-        Of the same shape: the instance as it was found.
     label
         The instance's label in ``view``.
     crop
@@ -97,11 +98,15 @@ def redraw(
     ValueError
         The type of ``view`` doesn't hold the labels of further parts.
     """
-    size, count = int(np.count_nonzero(first)), int(crop.max(initial=0))
+    size, count = 0, int(crop.max(initial=0))
+    area, shared = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    for top, rows in bands(view):
+        regions, inside = crop[top : top + len(rows)], rows == label
+        size += int(np.count_nonzero(inside))
+        area += np.bincount(regions.ravel(), minlength=count + 1)[1:]
+        shared += np.bincount(regions[inside], minlength=count + 1)[1:]
     if not size or not count:
         return []
-    area = np.bincount(crop.ravel(), minlength=count + 1)[1:]
-    shared = np.bincount(crop[first], minlength=count + 1)[1:]
     likeness = shared / np.maximum(area + size - shared, 1)
     parts = np.flatnonzero(shared > _MOSTLY * area)
     best = int(likeness.argmax())
@@ -114,8 +119,11 @@ def redraw(
     largest = next_label + len(chosen) - 2
     if largest > np.iinfo(view.dtype).max:
         raise ValueError(f"the labels must have a type that holds numbers up to {largest}, not {view.dtype}")
-    view[view == label] = 0
     taken = [(label if place == 0 else next_label + place - 1, part + 1) for place, part in enumerate(chosen)]
+    label_of = np.zeros(count + 1, view.dtype)
     for number, region in taken:
-        view[(crop == region) & (view == 0)] = number
+        label_of[region] = number
+    for top, rows in bands(view):
+        free = (rows == 0) | (rows == label)
+        rows[free] = label_of[crop[top : top + len(rows)][free]]
     return taken

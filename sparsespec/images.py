@@ -220,6 +220,32 @@ def as_pixels(image: npt.ArrayLike | PixelSource, *, name: str = "image") -> Pix
     return _ArrayPixels(array)
 
 
+def crop(source: PixelSource, box: tuple[int, int, int, int]) -> PixelSource:
+    """Part of a picture as a picture of its own, which is read when it is asked for.
+
+    Parameters
+    ----------
+    source
+        The picture.
+    box
+        Top, left, bottom and right in pixels, ends exclusive.
+
+    Raises
+    ------
+    ValueError
+        The box is empty or reaches beyond the picture.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> part = crop(as_pixels(np.arange(12, dtype=np.uint8).reshape(3, 4)), (1, 0, 3, 2))
+    >>> part.shape, part.read(0, 1, 2, 2)[:, 0, 0].tolist()
+    ((2, 2, 3), [5, 9])
+    """
+    _check_window(source.shape, *box)
+    return _CroppedPixels(source, box)
+
+
 def to_unit(pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Bring a window of a source to float32 in [0, 1]; float32 comes back as it is."""
     if pixels.dtype == np.float32:
@@ -363,6 +389,19 @@ class _ArrayPixels:
         if part.ndim == 2:
             part = part[:, :, None]
         return np.repeat(part, 3, axis=2) if part.shape[2] == 1 else part
+
+
+class _CroppedPixels:
+    """A window of another source."""
+
+    def __init__(self, source: PixelSource, box: tuple[int, int, int, int]) -> None:
+        self._source, self._top, self._left = source, box[0], box[1]
+        self.shape = (box[2] - box[0], box[3] - box[1], 3)
+        self.dtype = source.dtype
+
+    def read(self, top: int, left: int, bottom: int, right: int) -> npt.NDArray[Any]:
+        _check_window(self.shape, top, left, bottom, right)
+        return self._source.read(self._top + top, self._left + left, self._top + bottom, self._left + right)
 
 
 class _PillowPixels:

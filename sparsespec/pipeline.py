@@ -20,7 +20,7 @@ from sparsespec._threads import limited_threads
 from sparsespec.backbone import DEFAULT_LONG_SIDE, Backbone, TokenFeatures
 from sparsespec.closer import crop_around, redraw
 from sparsespec.directions import Directions, find_directions
-from sparsespec.images import PixelSource, as_pixels
+from sparsespec.images import PixelSource, as_pixels, crop
 
 METHODS = ("sparse", "paper")
 WEIGHTS = ("boc", "cosine")
@@ -338,6 +338,8 @@ class Segmenter:
             settings, cut_thresholds=tuple(cut * settings.closer_cuts for cut in settings.cut_thresholds)
         )
         scores = found.scores.tolist()
+        # The filter of the edges leaves nothing of some.
+        _, pixels_of = refine.label_boxes(labels, len(scores))
         of_each = {name: list(values) for name, values in found.of_each.items()}
         looked = 0
         for k, mask in enumerate(found.masks):
@@ -346,19 +348,18 @@ class Segmenter:
                 continue
             top, left, bottom, right = box
             view = labels[top:bottom, left:right]
-            with clock("refine"):
-                # As it was found, whatever became of its neighbours meanwhile: none of them took pixels of it.
-                first = view == k + 1
-                if not first.any():
-                    continue
-                window = as_pixels(pixels.read(*box))
+            if not pixels_of[k + 1]:
+                continue
+            window = crop(pixels, box)
             with clock("features"):
                 tokens = self._backbone.features(window, long_side=DEFAULT_LONG_SIDE)
             seen = _find(tokens, closer, self._directions, None, None, clock)
             looked += 1
             with clock("refine"):
-                crop = _paint(window, seen.masks, _Frame.of(tokens), closer, False, None)
-                taken = redraw(view, first, k + 1, crop, len(scores) + 1, split=self._n_instances is None)
+                # Few bytes a pixel: of a photograph of 200 megapixels, a crop can be half.
+                regions = np.empty(window.shape[:2], np.min_scalar_type(len(seen.masks)))
+                _paint(window, seen.masks, _Frame.of(tokens), closer, False, regions)
+                taken = redraw(view, k + 1, regions, len(scores) + 1, split=self._n_instances is None)
             for label, region in taken:
                 if len(taken) > 1:
                     score = float(np.sqrt(found.scores[k] * seen.scores[region - 1]))
@@ -557,6 +558,9 @@ def _find(
             position = directions.position_of(*kinds)
         if position is not None and settings.back_steps:
             graph = affinity.weaken_back_steps(graph, position, grid, strength=settings.back_steps)
+    kept = sum(f.shape[1] for f in reduced)
+    # At high resolution this is much of the memory, and what follows needs the graph and the features as they were.
+    del reduced
     with clock("foreground"):
         if foreground_mask is None:
             maps, anything = _objectness_maps(kinds, grid, smoothing_graph, settings, directions)
@@ -596,7 +600,7 @@ def _find(
         fiedler = [cutter.fiedler_value(cutter.tokens_of(mask)) for mask in masks]
     record = cutter.record
     details = {
-        "channels": {"total": sum(f.shape[1] for f in kinds), "kept": sum(f.shape[1] for f in reduced)},
+        "channels": {"total": sum(f.shape[1] for f in kinds), "kept": kept},
         "candidates": len(candidates),
         "solver": "amg-lobpcg and inverse iteration" if record.large else "inverse iteration",
         "cuts": record.cuts,

@@ -26,6 +26,7 @@ from sparsespec.images import (
     ImageReadError,
     PixelSource,
     as_pixels,
+    crop,
     open_image,
     read_image,
     tile_windows,
@@ -981,3 +982,20 @@ print(peak() - before)
     ]  # fmt: skip
     assert peaks[0] < 120e6 + 60e6
     assert peaks[1] < 120e6 + 90e6 + 60e6
+
+
+def test_a_crop_is_read_where_it_lies() -> None:
+    part = crop(as_pixels(COLOUR), (3, 5, 11, 19))
+    assert part.shape == (8, 14, 3)
+    assert part.dtype == np.uint8
+    np.testing.assert_array_equal(part.read(0, 0, 8, 14), COLOUR[3:11, 5:19])
+    np.testing.assert_array_equal(part.read(2, 1, 3, 9), COLOUR[5:6, 6:14])
+    np.testing.assert_array_equal(crop(part, (1, 1, 3, 4)).read(0, 0, 2, 3), COLOUR[4:6, 6:9])
+    with pytest.raises(ValueError, match="picture of 8 rows and 14 columns"):
+        part.read(0, 0, 9, 14)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 13, 5), (-1, 0, 5, 5), (4, 0, 4, 5), (0, 5, 5, 3)])
+def test_a_crop_lies_inside(box: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match="window must lie inside the picture of 12 rows and 20 columns"):
+        crop(as_pixels(COLOUR), box)
