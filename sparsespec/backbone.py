@@ -103,6 +103,17 @@ class TokenFeatures:
     scale: float
     info: dict[str, Any]
 
+    @property
+    def token_side(self) -> float:
+        """Side of a token in pixels of the image."""
+        return self.patch_size / self.scale
+
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Tokens that the image covers, high and wide: the grid without its padding."""
+        height, width = (pixels * self.scale / self.patch_size for pixels in self.image_shape)
+        return min(height, float(self.grid[0])), min(width, float(self.grid[1]))
+
 
 class Backbone:
     """A ViT trunk that turns images into token features.

@@ -381,14 +381,13 @@ class Segmenter:
         with clock("instances"):
             found = paper.instances(tokens.keys, tokens.grid, mask.mask, self._n_instances, self._seed)
         with clock("refine"):
-            extent = _Frame.of(tokens).extent
-            labels = refine.enlarge_labels(found.labels, extent, pixels.shape[:2])
+            labels = refine.enlarge_labels(found.labels, tokens.extent, pixels.shape[:2])
             if out is not None:
                 out[...] = labels
                 labels = out
             count = int(found.labels.max(initial=0))
             token_masks = np.arange(1, count + 1)[:, None, None] == found.labels
-            refine.keep_all(labels, token_masks, extent)
+            refine.keep_all(labels, token_masks, tokens.extent)
         details = {
             "channels": {"total": tokens.keys.shape[1], "kept": len(found.keep)},
             "solver": "dense",
@@ -697,11 +696,7 @@ class _Frame:
 
     @classmethod
     def of(cls, tokens: TokenFeatures) -> _Frame:
-        side = tokens.patch_size / tokens.scale
-        # Tokens that the image covers, high and wide: the grid without its padding.
-        high, wide = (pixels / side for pixels in tokens.image_shape)
-        extent = min(high, float(tokens.grid[0])), min(wide, float(tokens.grid[1]))
-        return cls(tokens.grid, tokens.image_shape, tokens.scale, side, extent)
+        return cls(tokens.grid, tokens.image_shape, tokens.scale, tokens.token_side, tokens.extent)
 
 
 def _in_order(

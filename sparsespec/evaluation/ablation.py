@@ -606,9 +606,9 @@ def _paper(variant: Variant, scene: _Scene, tokens: TokenFeatures, told: int | N
     )
     # Largest first, and the share of the foreground is what there is for a score: in order already.
     masks = np.arange(1, int(found.labels.max(initial=0)) + 1)[:, None, None] == found.labels
-    extent, usual = _extent(tokens), Settings()
+    extent, usual = tokens.extent, Settings()
     labels = refine.refine_masks(scene.pixels, masks, extent, radius=usual.filter_radius, eps=usual.filter_eps)
-    refine.absorb_specks(labels, usual.min_speck * (tokens.patch_size / tokens.scale) ** 2, out=labels)
+    refine.absorb_specks(labels, usual.min_speck * tokens.token_side**2, out=labels)
     refine.keep_all(labels, masks, extent)
     return labels, masks.sum(axis=(1, 2)) / max(int(masks.sum()), 1)
 
@@ -621,13 +621,7 @@ def _found(masks: BoolArray, scores: npt.NDArray[np.float64]) -> TokenInstances:
 def _nearest(masks: BoolArray, tokens: TokenFeatures) -> IntArray:
     numbers = np.arange(1, len(masks) + 1, dtype=np.int32)
     labels = (masks * numbers[:, None]).sum(axis=0, dtype=np.int32).reshape(tokens.grid)
-    return refine.enlarge_labels(labels, _extent(tokens), tokens.image_shape)
-
-
-def _extent(tokens: TokenFeatures) -> tuple[float, float]:
-    """Tokens that the image covers, high and wide: the grid without its padding."""
-    height, width = (side * tokens.scale / tokens.patch_size for side in tokens.image_shape)
-    return min(height, float(tokens.grid[0])), min(width, float(tokens.grid[1]))
+    return refine.enlarge_labels(labels, tokens.extent, tokens.image_shape)
 
 
 def _pixels_of_tokens(masks: BoolArray, tokens: TokenFeatures) -> npt.NDArray[np.float64]:
@@ -637,7 +631,7 @@ def _pixels_of_tokens(masks: BoolArray, tokens: TokenFeatures) -> npt.NDArray[np
             np.minimum((np.arange(pixels) + 0.5) * (covered / pixels), count - 1).astype(np.intp)
             == np.arange(count)[:, None]
         )
-        for pixels, covered, count in zip(tokens.image_shape, _extent(tokens), tokens.grid, strict=True)
+        for pixels, covered, count in zip(tokens.image_shape, tokens.extent, tokens.grid, strict=True)
     )
     summed = down.astype(np.float32) @ masks.astype(np.float32) @ across.T.astype(np.float32)
     return summed.reshape(len(masks), -1).astype(np.float64)

@@ -109,12 +109,11 @@ def segment_with_peer(
 
     found = _find(name, getattr(tokens, features), tokens.grid, n_instances, peer.tau if tau is None else tau)
     token_masks = found.masks.reshape(-1, *tokens.grid)
-    extent = _extent(tokens)
+    extent = tokens.extent
     if refined:
         settings = Settings()
         labels = refine.refine_masks(image, token_masks, extent, radius=settings.filter_radius, eps=settings.filter_eps)
-        token_side = tokens.patch_size / tokens.scale
-        refine.absorb_specks(labels, settings.min_speck * token_side**2, out=labels)
+        refine.absorb_specks(labels, settings.min_speck * tokens.token_side**2, out=labels)
     else:
         numbers = np.arange(1, len(found) + 1, dtype=np.int32)
         token_labels = (token_masks * numbers[:, None, None]).sum(axis=0, dtype=np.int32)
@@ -141,12 +140,6 @@ def _find(
     if name == "tokencut":
         return tokencut(features, grid, **threshold)
     return maskcut(features, grid, **threshold, n_masks=3 if n_instances is None else n_instances)
-
-
-def _extent(tokens: TokenFeatures) -> tuple[float, float]:
-    """Tokens that the image covers, high and wide: the grid without its padding."""
-    height, width = (side * tokens.scale / tokens.patch_size for side in tokens.image_shape)
-    return min(height, float(tokens.grid[0])), min(width, float(tokens.grid[1]))
 
 
 def _by_score(
