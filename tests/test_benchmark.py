@@ -690,7 +690,7 @@ class FakeSegmenter:
     def __call__(self, picture: Any) -> Any:
         bright = np.asarray(picture).max(axis=2) > 127
         seconds = {"features": 0.2, "refine": self._after, "total": 0.2 + self._after}
-        info = {"seconds": seconds, "tokens": 4, "tiles": 1}
+        info = {"seconds": seconds, "tokens": 4, "tiles": 1, "crops": 2}
         return SimpleNamespace(labels=bright.astype(np.int32), scores=np.ones(1), info=info)
 
 
@@ -708,7 +708,7 @@ def test_image(in_process: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert rows_of(section, "memory")[0]["peak_bytes"] == 2000
     assert rows_of(section, "seams")[0]["agreement"] == 1.0
     text = section.to_text()
-    assert re.search(r"a\.png +4 +1 +0\.2 s +50 ms +50 ms +25\.0 %", text)
+    assert re.search(r"a\.png +4 +1 +2 +0\.2 s +50 ms +50 ms +25\.0 %", text)
     assert section.own_failures == []
 
 

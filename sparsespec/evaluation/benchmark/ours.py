@@ -132,6 +132,7 @@ def segment(image: str, method: str = "sparse", n_instances: int | None = None, 
             "stages": found.info["seconds"],
             "tokens": found.info["tokens"],
             "instances": len(found.scores),
+            "crops": found.info.get("crops", 0),
         }
 
     return Job(lambda: segmenter(picture), describe)
