@@ -19,7 +19,8 @@ def weaken_back_steps(indptr, indices, data, horizontal, vertical, width, streng
             j = indices[e]
             down, right = j // width - row, j % width - column
             step = right * (horizontal[j] - horizontal[i]) + down * (vertical[j] - vertical[i])
-            back = max(0.0, -step / math.sqrt(right * right + down * down))
+            # At least 1, for a token joined to itself.
+            back = max(0.0, -step / math.sqrt(max(1, right * right + down * down)))
             out[e] = max(least, data[e] * math.exp(-strength * back))
 
 
