@@ -164,7 +164,9 @@ def _fit_objectness(
 
     def parts() -> Iterator[tuple[Float32Array, Float64Array, Float64Array]]:
         for tokens, inside in zip(photographs, objects, strict=True):
-            share = np.where(inside, 1 / max(inside.sum(), _FEWEST), 1 / max((~inside).sum(), _FEWEST))
+            objects_here = int(np.count_nonzero(inside))
+            weights_of = [1 / max(count, _FEWEST) for count in (objects_here, inside.size - objects_here)]
+            share = np.where(inside, *weights_of)
             yield _stacked(tokens), np.where(inside, 1.0, -1.0)[:, None], share
 
     weights, offset = _ridge(parts(), _OBJECT_RIDGE)

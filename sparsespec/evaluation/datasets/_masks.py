@@ -106,7 +106,7 @@ def fill_polygon(points: npt.NDArray[np.float64], height: int, width: int) -> Bo
 def _points(part: Any) -> npt.NDArray[np.float64]:
     if not isinstance(part, array) or part.typecode != "d":
         raise ValueError(f"a polygon is not a list of numbers but {_shown(part)}")
-    values = np.asarray(part)
+    values = np.asarray(part, np.float64)
     if values.size < 6 or values.size % 2:
         raise ValueError(f"a polygon has {values.size} numbers; it takes x and y of three corners or more")
     if not np.isfinite(values).all():
