@@ -46,7 +46,7 @@ def maskcut(
     min_area, max_overlap
         From the second cut on the search ends with an object of at most this share of the tokens, or whose
         intersection over union with the one before is above this. The paper has no such rule, and neither acts by
-        default; its authors' tool uses 0.01 and 0.5, which measures worse here.
+        default; 0.01 and 0.5 measure worse here.
 
     Returns
     -------
