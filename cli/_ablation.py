@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .bench import _Line
+from ._progress import Line
 
 if TYPE_CHECKING:
     from sparsespec.evaluation import Dataset
@@ -73,7 +73,7 @@ def run(
         check_document(update, results.section_names(plans))
     sets = [ablation.limited(open_dataset(dataset, root, split=split, images=images), limit) for root in truths]
 
-    line = _Line()
+    line = Line()
     start = time.monotonic()
     try:
         measured = ablation.run_ablation(sets, plans, say=lambda text: line.show(f"{_clock(start)}  {text}"))

@@ -13,12 +13,39 @@ import click
 if TYPE_CHECKING:
     from sparsespec.batch import Row
 
-__all__ = ["Progress"]
+__all__ = ["Line", "Progress"]
 
 _BAR = 24
 
 
-class Progress:
+class Line:
+    """One line on stderr that says what is done now; nothing where that is no terminal."""
+
+    def __init__(self) -> None:
+        self._stream = sys.stderr
+        self._visible = self._stream.isatty()
+        self._length = 0
+
+    def show(self, text: str) -> None:
+        """Put a text in the place of the one before."""
+        if self._visible:
+            self.erase()
+            # One column stays free: a full line would scroll.
+            text = text[: shutil.get_terminal_size().columns - 1]
+            self._length = len(text)
+            self._stream.write(text)
+            self._stream.flush()
+
+    def erase(self) -> None:
+        """Take the line away."""
+        # Spaces instead of an escape sequence: every terminal knows them.
+        if self._length:
+            self._stream.write("\r" + " " * self._length + "\r")
+            self._stream.flush()
+            self._length = 0
+
+
+class Progress(Line):
     """Shows on stderr how far a run is; without a terminal there, only its failures.
 
     Parameters
@@ -28,12 +55,10 @@ class Progress:
     """
 
     def __init__(self, total: int) -> None:
-        self._stream = sys.stderr
-        self._visible = self._stream.isatty()
+        super().__init__()
         self._total = total
         self._failed = 0
         self._began = time.perf_counter()
-        self._length = 0
 
     def __enter__(self) -> Progress:
         self._show(0)
@@ -54,31 +79,9 @@ class Progress:
             click.echo(f"failed: {readable_name(row.path)}: {readable_name(row.error or '')}", err=True)
         self._show(position)
 
-    def step(self, text: str) -> None:
-        """Show what is done now in place of the bar."""
-        if self._visible:
-            self.erase()
-            self._write(text)
-
     def _show(self, position: int) -> None:
         if self._visible:
-            self.erase()
-            self._write(self.line(position, time.perf_counter() - self._began))
-
-    def _write(self, line: str) -> None:
-        # One column stays free: a full line would scroll.
-        line = line[: shutil.get_terminal_size().columns - 1]
-        self._length = len(line)
-        self._stream.write(line)
-        self._stream.flush()
-
-    def erase(self) -> None:
-        """Take the line away."""
-        # Spaces instead of an escape sequence: every terminal knows them.
-        if self._length:
-            self._stream.write("\r" + " " * self._length + "\r")
-            self._stream.flush()
-            self._length = 0
+            self.show(self.line(position, time.perf_counter() - self._began))
 
     def line(self, position: int, elapsed: float) -> str:
         """Compose the line for `position` images done after `elapsed` seconds."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
+
+from ._progress import Line
 
 __all__ = ["bench_command"]
 
@@ -139,7 +140,7 @@ def bench_command(
 
     from sparsespec.evaluation import benchmark
 
-    progress = _Line()
+    progress = Line()
     chosen = _PARTS if part == "all" else (part,)
     try:
         if update is not None:
@@ -201,25 +202,3 @@ def _command(ctx: click.Context) -> str:
         if ctx.params[name] is not None:
             given += [f"--{name}", ctx.params[name].name]
     return shlex.join(given)
-
-
-class _Line:
-    """What is measured now, on one line of stderr; nothing where that is no terminal."""
-
-    def __init__(self) -> None:
-        self._visible = sys.stderr.isatty()
-        self._length = 0
-
-    def show(self, text: str) -> None:
-        if self._visible:
-            self.erase()
-            text = text[:79]
-            self._length = len(text)
-            sys.stderr.write(text)
-            sys.stderr.flush()
-
-    def erase(self) -> None:
-        if self._length:
-            sys.stderr.write("\r" + " " * self._length + "\r")
-            sys.stderr.flush()
-            self._length = 0

@@ -118,7 +118,7 @@ def fit_command(
             progress.erase()
             _fail(ctx, f"none of the {len(chosen)} photographs could be read")
         try:
-            directions = fit_directions(photographs, source_sha256=backbone.source_sha256, progress=progress.step)
+            directions = fit_directions(photographs, source_sha256=backbone.source_sha256, progress=progress.show)
         except ValueError as error:
             progress.erase()
             _fail(ctx, " ".join(str(error).split()))
@@ -172,7 +172,7 @@ def _features(
             with open_image(inputs.root / path) as source:
                 row.size = (int(source.shape[1]), int(source.shape[0]))
                 tokens = backbone.features(source, long_side=long_side or DEFAULT_LONG_SIDE)
-            photographs.append(_halved(tokens))
+            photographs.append(_checked(tokens.halved()))
         except Exception as error:  # whatever is wrong with one photograph, there are others
             row.status, row.error = "failed", explain(error, row.size)
             failed.append(row)
@@ -180,21 +180,15 @@ def _features(
     return photographs, len(failed)
 
 
-def _halved(tokens: TokenFeatures) -> TokenFeatures:
-    import dataclasses
-
+def _checked(tokens: TokenFeatures) -> TokenFeatures:
+    """Refuse features that are no finite numbers here and not in the fit, where one bad photograph would end it all."""
     import numpy as np
 
     from sparsespec._checks import check_features
 
-    kinds = {}
     for name in ("queries", "keys", "values"):
-        with np.errstate(over="ignore"):
-            half = getattr(tokens, name).astype(np.float16)
-        # Here and not in the fit, where one bad photograph would end it all.
-        check_features(half.astype(np.float32), name=name)
-        kinds[name] = half
-    return dataclasses.replace(tokens, **kinds)
+        check_features(getattr(tokens, name).astype(np.float32), name=name)
+    return tokens
 
 
 def _fail(ctx: click.Context, reason: str) -> None:

@@ -40,9 +40,6 @@ METHODS = ("auto", "exact", "approximate")
 # Above so many tokens "auto" no longer compares every pair.
 EXACT_TOKENS = 32_768
 
-# Neighbours without likeness are a cheap cut, not two separate pictures.
-LEAST_WEIGHT = 1e-12
-
 # A ring of lines of the grid should stay in the second-level cache beside what is written.
 _RING_BYTES = 256 * 1024
 # So few are worked through by one thread: starting a second takes as long.
@@ -352,7 +349,7 @@ def cosine_affinity(
     for one in features:
         unit = normalize_tokens(check_features(one))
         total += np.einsum("ij,ij->i", unit[rows], unit[graph.indices])
-    graph.data = np.maximum(np.exp(sharpness * (np.minimum(total / len(features), 1) - 1)), LEAST_WEIGHT)
+    graph.data = np.maximum(np.exp(sharpness * (np.minimum(total / len(features), 1) - 1)), window.LEAST_WEIGHT)
     return graph
 
 
@@ -410,7 +407,7 @@ def weaken_back_steps(
 
     def work(first: int, last: int) -> None:
         positions.weaken_back_steps(
-            graph.indptr, graph.indices, data, across, down, width, float(strength), LEAST_WEIGHT, first, last, weights
+            graph.indptr, graph.indices, data, across, down, width, float(strength), first, last, weights
         )
 
     Team(threads).share(work, 0, graph.shape[0], at_once=4096)

@@ -21,7 +21,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,12 @@ class TokenFeatures:
     image_shape: tuple[int, int]
     scale: float
     info: dict[str, Any]
+
+    def halved(self) -> TokenFeatures:
+        """Give the same features in half precision, to keep those of many images; too large numbers become infinite."""
+        with np.errstate(over="ignore"):
+            kinds = {name: getattr(self, name).astype(np.float16) for name in ("queries", "keys", "values")}
+        return replace(self, **kinds)
 
     @property
     def token_side(self) -> float:

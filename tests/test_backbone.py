@@ -716,3 +716,18 @@ Backbone().providers
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [seen]
+
+
+def test_features_in_half_precision() -> None:
+    rng = np.random.default_rng(0)
+    kinds = [rng.normal(size=(6, 4)).astype(np.float32) for _ in range(3)]
+    kinds[1][2, 3] = 1e6
+    tokens = TokenFeatures(*kinds, (2, 3), 14, (28, 42), 1.0, {"model": "m"})
+    half = tokens.halved()
+    for name, kind in zip(("queries", "keys", "values"), kinds, strict=True):
+        stored = getattr(half, name)
+        assert stored.dtype == np.float16
+        fits = np.abs(kind) < 6e4
+        np.testing.assert_allclose(stored[fits], kind[fits], rtol=1e-3, atol=1e-6)
+        assert np.isinf(stored[~fits]).all()
+    assert (half.grid, half.extent, half.token_side, half.info) == ((2, 3), (2.0, 3.0), 14.0, {"model": "m"})

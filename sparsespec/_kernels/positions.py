@@ -7,11 +7,12 @@ import math
 import numpy as np
 
 from sparsespec._kernels._compile import kernel
+from sparsespec._kernels.window import LEAST_WEIGHT
 
 
 @kernel()
-def weaken_back_steps(indptr, indices, data, horizontal, vertical, width, strength, least, first, last, out):
-    # int[N + 1], int[E], float64[E], float64[N], float64[N], int, float, float, int, int, float64[E]: None
+def weaken_back_steps(indptr, indices, data, horizontal, vertical, width, strength, first, last, out):
+    # int[N + 1], int[E], float64[E], float64[N], float64[N], int, float, int, int, float64[E]: None
     """Weights of the rows first..last times exp(-strength * how far the position steps back along the edge)."""
     for i in range(first, last):
         row, column = i // width, i % width
@@ -21,7 +22,7 @@ def weaken_back_steps(indptr, indices, data, horizontal, vertical, width, streng
             step = right * (horizontal[j] - horizontal[i]) + down * (vertical[j] - vertical[i])
             # At least 1, for a token joined to itself.
             back = max(0.0, -step / math.sqrt(max(1, right * right + down * down)))
-            out[e] = max(least, data[e] * math.exp(-strength * back))
+            out[e] = max(LEAST_WEIGHT, data[e] * math.exp(-strength * back))
 
 
 @kernel()

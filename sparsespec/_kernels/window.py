@@ -17,6 +17,9 @@ import numpy as np
 from sparsespec._kernels._compile import device, kernel
 from sparsespec._kernels.boc import LANES, SHIFTS, count_at_least, lanes_at_least, lowest_bit, window_affinities
 
+# Neighbours without likeness are a cheap cut, not two separate pictures.
+LEAST_WEIGHT = 1e-12
+
 LARGEST = 0
 MARK = 1
 FILL = 2
@@ -192,8 +195,7 @@ def _fill_rows(token, width, down, aside, joined, found, heads, start, indices, 
             else:
                 weight += data[k]
             if kinds > 0:
-                # Not below 1e-12: neighbours without likeness are a cheap cut, not two separate pictures.
-                weight = max(np.exp(sharpness * (weight / kinds - 1.0)), 1e-12)
+                weight = max(np.exp(sharpness * (weight / kinds - 1.0)), LEAST_WEIGHT)
             data[k] = weight
     return best
 

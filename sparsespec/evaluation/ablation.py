@@ -20,14 +20,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 
-from sparsespec import instances, paper, refine
+from sparsespec import instances, refine
 from sparsespec._threads import limited_threads
 from sparsespec.backbone import DEFAULT_LONG_SIDE, Backbone, TokenFeatures
 from sparsespec.directions import Directions, find_directions
 from sparsespec.evaluation.average_precision import is_available
 from sparsespec.evaluation.intervals import Interval, bootstrap_difference
 from sparsespec.evaluation.metrics import ImageScore, score_image, summarise
-from sparsespec.evaluation.peers import PEERS, segment_with_peer
+from sparsespec.evaluation.peers import segment_with_peer
 from sparsespec.evaluation.report import Report
 from sparsespec.evaluation.truth import Dataset, Example, TrueInstances
 from sparsespec.fitting import fit_directions
@@ -514,24 +514,17 @@ def _fit_without_each(runner: _Runner, sets: Sequence[Dataset], say: Say) -> dic
         features[dataset.name] = []
         for number, example in enumerate(chosen, start=1):
             say(f"{dataset.name}: features of image {number} of {len(chosen)}")
-            features[dataset.name].append(
-                _halved(backbone.features(read_image(example.image), long_side=DEFAULT_LONG_SIDE))
-            )
+            tokens = backbone.features(read_image(example.image), long_side=DEFAULT_LONG_SIDE)
+            features[dataset.name].append(tokens.halved())
             backbone.forget()
     fitted_on = {}
     for dataset in sets:
-        others = {name: tokens for name, tokens in features.items() if name != dataset.name}
-        photographs = [one for tokens in others.values() for one in tokens]
+        others = {name: of_set for name, of_set in features.items() if name != dataset.name}
+        photographs = [one for of_set in others.values() for one in of_set]
         say(f"directions without {dataset.name}, from {len(photographs)} photographs")
         runner.without[dataset.name] = fit_directions(photographs, source_sha256=backbone.source_sha256)
-        fitted_on[dataset.name] = {name: len(tokens) for name, tokens in others.items()}
+        fitted_on[dataset.name] = {name: len(of_set) for name, of_set in others.items()}
     return fitted_on
-
-
-def _halved(tokens: TokenFeatures) -> TokenFeatures:
-    """The same in half precision, which is enough to fit directions."""
-    kinds = {name: getattr(tokens, name).astype(np.float16) for name in ("queries", "keys", "values")}
-    return dataclasses.replace(tokens, **kinds)
 
 
 def fitted_examples(dataset: Dataset) -> list[Example]:
@@ -585,32 +578,11 @@ def _on_the_grid(
 
 
 def _peer(variant: Variant, scene: _Scene, tokens: TokenFeatures, told: int | None) -> Masks:
-    if variant.method == "paper":
-        return _paper(variant, scene, tokens, told)
-    return segment_with_peer(variant.method, tokens, scene.pixels, n_instances=told)
-
-
-def _paper(variant: Variant, scene: _Scene, tokens: TokenFeatures, told: int | None) -> Masks:
-    """The published method on the features that it has among the peers, some of its steps switched off."""
-    features = getattr(tokens, PEERS["paper"].features)
-    settings = variant.settings or Settings(**_WHOLE)
-    front = paper.foreground(features, tokens.grid, keep=settings.keep)
-    found = paper.instances(
-        features,
-        tokens.grid,
-        front.mask,
-        told,
-        keep=settings.keep,
-        keep_deviation=settings.keep_deviation,
-        weights=settings.weights,
-    )
-    # Largest first, and the share of the foreground is what there is for a score: in order already.
-    masks = np.arange(1, int(found.labels.max(initial=0)) + 1)[:, None, None] == found.labels
-    extent, usual = tokens.extent, Settings()
-    labels = refine.refine_masks(scene.pixels, masks, extent, radius=usual.filter_radius, eps=usual.filter_eps)
-    refine.absorb_specks(labels, usual.min_speck * tokens.token_side**2, out=labels)
-    refine.keep_all(labels, masks, extent)
-    return labels, masks.sum(axis=(1, 2)) / max(int(masks.sum()), 1)
+    settings = variant.settings
+    steps = None
+    if settings is not None:
+        steps = {"keep": settings.keep, "keep_deviation": settings.keep_deviation, "weights": settings.weights}
+    return segment_with_peer(variant.method, tokens, scene.pixels, n_instances=told, steps=steps)
 
 
 def _found(masks: BoolArray, scores: npt.NDArray[np.float64]) -> TokenInstances:

@@ -343,8 +343,8 @@ def test_steps_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     with Progress(2) as progress:
-        progress.step("objectness, round 1 of 3")
-        progress.step("x" * 5000)
+        progress.show("objectness, round 1 of 3")
+        progress.show("x" * 5000)
         assert terminal.getvalue().endswith("x" * 20)
     written = terminal.getvalue()
     assert "] 0/2" in written
@@ -357,7 +357,7 @@ def test_no_steps_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     with Progress(2) as progress:
-        progress.step("objectness, round 1 of 3")
+        progress.show("objectness, round 1 of 3")
     assert stream.getvalue() == ""
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.linalg import eigh
 
-from sparsespec import refine
+from sparsespec import paper, refine
 from sparsespec.backbone import TokenFeatures
 from sparsespec.evaluation.peers import PEERS, PeerResult, maskcut, segment_with_peer, tokencut
 from sparsespec.evaluation.peers.maskcut import foreground_side
@@ -367,6 +367,23 @@ def test_what_segment_with_peer_refuses() -> None:
         segment_with_peer("maskcut", tokens, pixels[1:])
     with pytest.raises(ValueError, match="n_instances must be an integer of at least 0, not -1"):
         segment_with_peer("maskcut", tokens, pixels, n_instances=-1)
+    with pytest.raises(ValueError, match="steps are those of name=\"paper\", not of 'maskcut'"):
+        segment_with_peer("maskcut", tokens, pixels, steps={"keep": 1.0})
+
+
+def test_the_steps_of_the_paper_can_be_switched() -> None:
+    tokens, pixels = _image(_scene(LARGE))
+    published = {"keep": paper.NCR_KEEP, "keep_deviation": paper.DCR_KEEP, "weights": "boc"}
+    usual = segment_with_peer("paper", tokens, pixels, n_instances=2)
+    same = segment_with_peer("paper", tokens, pixels, n_instances=2, steps=published)
+    assert np.array_equal(usual[0], same[0])
+    assert np.array_equal(usual[1], same[1])
+    switched = {"keep": 1.0, "keep_deviation": None, "weights": "cosine"}
+    labels, _ = segment_with_peer("paper", tokens, pixels, n_instances=2, steps=switched, refined=False)
+    features = getattr(tokens, PEERS["paper"].features)
+    front = paper.foreground(features, tokens.grid, keep=1.0).mask
+    expected = paper.instances(features, tokens.grid, front, 2, **switched).labels
+    assert np.array_equal(labels, refine.enlarge_labels(expected, tokens.extent, tokens.image_shape))
 
 
 def test_a_result_is_as_long_as_its_masks() -> None:

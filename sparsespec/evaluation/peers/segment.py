@@ -59,6 +59,7 @@ def segment_with_peer(
     features: str | None = None,
     tau: float | None = None,
     refined: bool = True,
+    steps: Mapping[str, Any] | None = None,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """Segment one image with a peer, on the features and at the resolution that ours has.
 
@@ -79,6 +80,9 @@ def segment_with_peer(
         Whether edges follow the photograph as ours do, by the guided filter with the default settings, which stands in
         for the dense CRF (MaskCut) and the bilateral solver (TokenCut) of the papers. Without it every pixel has the
         label of its token.
+    steps
+        Of "paper": ``keep``, ``keep_deviation`` and ``weights`` of :func:`sparsespec.paper.instances`, the first for
+        its foreground too; None for the published ones.
 
     Returns
     -------
@@ -90,8 +94,9 @@ def segment_with_peer(
     Raises
     ------
     ValueError
-        Unknown ``name`` or ``features``; "paper" without ``n_instances``, or a ``tau`` for it; ``pixels`` of another
-        size than the image of the tokens; ``n_instances`` below 0; and what the peer itself raises.
+        Unknown ``name`` or ``features``; "paper" without ``n_instances``, or a ``tau`` for it; ``steps`` for another;
+        ``pixels`` of another size than the image of the tokens; ``n_instances`` below 0; and what the peer itself
+        raises.
     """
     if name not in PEERS:
         raise ValueError(f"name must be one of {', '.join(map(repr, PEERS))}, not {name!r}")
@@ -107,7 +112,11 @@ def segment_with_peer(
     if shape != tuple(tokens.image_shape):
         raise ValueError(f"pixels are {shape} high and wide, but tokens are of an image of {tuple(tokens.image_shape)}")
 
-    found = _find(name, getattr(tokens, features), tokens.grid, n_instances, peer.tau if tau is None else tau)
+    if steps is not None and name != "paper":
+        raise ValueError(f'steps are those of name="paper", not of {name!r}: leave them out')
+
+    threshold = peer.tau if tau is None else tau
+    found = _find(name, getattr(tokens, features), tokens.grid, n_instances, threshold, steps or {})
     token_masks = found.masks.reshape(-1, *tokens.grid)
     extent = tokens.extent
     if refined:
@@ -124,12 +133,18 @@ def segment_with_peer(
 
 
 def _find(
-    name: str, features: npt.NDArray[Any], grid: tuple[int, int], n_instances: int | None, tau: float | None
+    name: str,
+    features: npt.NDArray[Any],
+    grid: tuple[int, int],
+    n_instances: int | None,
+    tau: float | None,
+    steps: Mapping[str, Any],
 ) -> PeerResult:
     if name == "paper":
         if tau is not None:
             raise ValueError(f'tau is {tau!r}, but name="paper" has no threshold: leave it out')
-        found = paper.instances(features, grid, paper.foreground(features, grid).mask, n_instances)
+        front = paper.foreground(features, grid, keep=steps.get("keep", paper.NCR_KEEP))
+        found = paper.instances(features, grid, front.mask, n_instances, **steps)
         count = int(found.labels.max(initial=0))
         masks = np.arange(1, count + 1)[:, None] == found.labels.ravel()
         # The published method ranks by nothing; the share of the foreground is at least an order.
