@@ -589,7 +589,7 @@ def compare_with_original(original: Any, trunk: Trunk, ours: Any, *, height: int
     """
     onnx = _onnx()
     from sparsespec._threads import available_cpus
-    from sparsespec.backbone import resize_positions
+    from sparsespec.position_table import resize_positions
 
     tapped = onnx.ModelProto()
     tapped.CopyFrom(original)

@@ -12,11 +12,7 @@ References
 
 from __future__ import annotations
 
-import functools
-import logging
-import math
 import os
-import sys
 import threading
 import time
 from collections import OrderedDict
@@ -26,48 +22,42 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
+from sparsespec import _sessions
+from sparsespec._network_input import (
+    DEFAULT_LONG_SIDE,
+    NO_SIDE_GIVEN,
+    Fitted,
+    UnitPixels,
+    fit,
+    fit_to_grid,
+    wanted_scale,
+)
+from sparsespec._sessions import ProviderError
 from sparsespec._threads import available_cpus
+from sparsespec._tiling import TILE_TOKENS, View, add_smoothly, overlap_for, ramp, token_tiles, views_of
 from sparsespec.models import read_trunk_metadata, resolve
-from sparsespec.resample import resize
+from sparsespec.position_table import positions_at, resize_positions
 
-_LOG = logging.getLogger(__name__)
+__all__ = [
+    "DEFAULT_LONG_SIDE",
+    "DEFAULT_MAX_TOKENS",
+    "Backbone",
+    "ProviderError",
+    "TokenFeatures",
+    "fit_to_grid",
+    "resize_positions",
+    "token_tiles",
+]
 
 _Floats = npt.NDArray[np.float32]
 
-DEFAULT_LONG_SIDE = 448
-"""Pixels of the network's input along the longer side of the image."""
 DEFAULT_MAX_TOKENS = 8192
 """Tokens of one run of the network; a larger grid is run in tiles."""
 
-_CPU = "CPUExecutionProvider"
-_TILE_TOKENS = 4096
-"""Tokens of a tile at most: the time for one token grows with the number of tokens it is seen with."""
-_TILE_OVERLAP = 4
-"""Tokens that neighbouring tiles share, at least, unless tiles are tiny."""
-_TILES_PER_VIEW = 4
-_MOST_VIEWS = 8
-"""Views of a very large image: their pixels, 2.4 kB for each token, are held while the tiles are run."""
-_VIEW_WIDTH = 0.7
-"""Standard deviation of the smoothing of what the views correct, in distances between the tokens of one view."""
 _TABLES_KEPT = 4
-_CUBIC_A = -0.75
-_ROUNDING = 1e-5
-
-
-class _DefaultSide(int):
-    """Says that no long side was given, and what it is then."""
-
-
-_NO_SIDE_GIVEN = _DefaultSide(DEFAULT_LONG_SIDE)
-
 # A session must not be destroyed in a forked child: it would wait for threads that only the parent has.
 _ORPHANS: list[Any] = []
-
-
-class ProviderError(RuntimeError):
-    """An execution provider was asked for and isn't there, or ONNX Runtime didn't use it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +216,7 @@ class Backbone:
         self,
         image: Any,
         *,
-        long_side: int | None = _NO_SIDE_GIVEN,
+        long_side: int | None = NO_SIDE_GIVEN,
         scale: float | None = None,
         megapixels: float | None = None,
     ) -> TokenFeatures:
@@ -275,20 +265,20 @@ class Backbone:
         ProviderError
             When a provider that was asked for can't be used.
         """
-        source = _UnitPixels(image)
-        fitted = _fitted(source, _wanted_scale(source.shape, long_side, scale, megapixels), self.patch_size)
+        source = UnitPixels(image)
+        fitted = fit(source, wanted_scale(source.shape, long_side, scale, megapixels), self.patch_size)
         start = time.perf_counter()
         session = self._open()
         tokens = fitted.grid[0] * fitted.grid[1]
-        views: list[_View] = []
+        views: list[View] = []
         if tokens <= self._max_tokens:
             tiles = [(0, 0, *fitted.grid)]
             queries, keys, values = self._run(session, fitted.pixels(tiles[0]), self._positions(fitted.grid))
         else:
-            most = min(self._max_tokens, _TILE_TOKENS)
+            most = min(self._max_tokens, TILE_TOKENS)
             tiles = token_tiles(fitted.grid, most)
-            views = _views(fitted.grid, most, len(tiles))
-            queries, keys, values = self._run_tiles(session, fitted, tiles, views, _overlap(most))
+            views = views_of(fitted.grid, most, len(tiles))
+            queries, keys, values = self._run_tiles(session, fitted, tiles, views, overlap_for(most))
         info = {
             "model": self.name,
             "provider": session.get_providers()[0],
@@ -315,9 +305,9 @@ class Backbone:
     def _run_tiles(
         self,
         session: Any,
-        fitted: _Fitted,
+        fitted: Fitted,
         tiles: Sequence[tuple[int, int, int, int]],
-        views: Sequence[_View],
+        views: Sequence[View],
         overlap: int,
     ) -> tuple[_Floats, _Floats, _Floats]:
         grid, patch, table = fitted.grid, self.patch_size, self._metadata.positions
@@ -329,7 +319,7 @@ class Backbone:
             pixels = fitted.pixels(tile)
             for view, held in zip(views, patches, strict=True):
                 view.collect(held, pixels, tile)
-            weight = np.outer(_ramp(top, bottom, grid[0], overlap), _ramp(left, right, grid[1], overlap))
+            weight = np.outer(ramp(top, bottom, grid[0], overlap), ramp(left, right, grid[1], overlap))
             found = self._run(session, pixels, self._rows(resize_positions(table, grid, window=tile)))
             for total, features in zip(totals, found, strict=True):
                 total[top:bottom, left:right] += weight[..., None] * features.reshape(*weight.shape, -1)
@@ -342,12 +332,12 @@ class Backbone:
         while patches:
             view = views[len(patches) - 1]
             held = patches.pop()
-            positions = _positions_at(table, grid, view.rows, view.columns)
+            positions = positions_at(table, grid, view.rows, view.columns)
             found = self._run(session, held.reshape(patch, -1, 3), self._rows(positions))
             for correction, total, features in zip(corrections, totals, found, strict=True):
                 correction[view.places] = features - total[view.rows, view.columns]
         for total, correction in zip(totals, corrections, strict=True):
-            _add_smoothly(total, correction, views[0])
+            add_smoothly(total, correction, views[0])
         queries, keys, values = (total.reshape(grid[0] * grid[1], -1) for total in totals)
         return queries, keys, values
 
@@ -376,405 +366,5 @@ class Backbone:
             self._reset()
         with self._lock:
             if self._session is None:
-                self._session = _open_session(os.fspath(self._path), self._asked, self._threads)
+                self._session = _sessions.open_session(os.fspath(self._path), self._asked, self._threads)
             return self._session
-
-
-def _open_session(path: str, asked: tuple[str, ...] | None, threads: int) -> Any:
-    # From 1.29 on ONNX Runtime reports each session to its maker, hashes of the model included, unless this is set
-    # before it is loaded. Nobody who segments photographs expects that; a value that is set already is left alone.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError(
-            f"ONNX Runtime is needed to run a model and can't be imported ({error}); "
-            "install it with: pip install onnxruntime (or onnxruntime-gpu, onnxruntime-directml)"
-        ) from error
-    if os.environ["ORT_DISABLE_TELEMETRY"] != "0" and hasattr(onnxruntime, "disable_telemetry_events"):
-        onnxruntime.disable_telemetry_events()  # for a process that had loaded it before
-    available = onnxruntime.get_available_providers()
-    if asked is None:
-        own = {"darwin": ["CoreMLExecutionProvider"], "win32": ["DmlExecutionProvider"]}.get(sys.platform, [])
-        wanted = [name for name in ("CUDAExecutionProvider", *own, _CPU) if name in available]
-    else:
-        wanted = list(asked)
-        missing = [name for name in wanted if name not in available]
-        if missing:
-            raise ProviderError(
-                f"execution provider {', '.join(missing)} isn't available in this installation of ONNX Runtime; "
-                f"available are {', '.join(available)}"
-            )
-    options = onnxruntime.SessionOptions()
-    # 0 would mean every core of the host, past any affinity or container limit.
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # The arena keeps the largest block of every input shape seen; without it memory follows the image at hand.
-    options.enable_cpu_mem_arena = False
-    options.enable_mem_pattern = False
-    # Idle threads sleep instead of spinning: several workers, and Numba between two runs, share the cores.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=wanted)
-    used = session.get_providers()
-    unused = [name for name in wanted if name not in used]
-    if unused and asked is not None:
-        raise ProviderError(
-            f"execution provider {', '.join(unused)} was asked for, but ONNX Runtime could not start it and would have "
-            f"used {', '.join(used)}; available are {', '.join(available)}"
-        )
-    if unused:
-        _LOG.warning("%s is installed but could not be started; using %s", ", ".join(unused), used[0])
-    return session
-
-
-class _UnitPixels:
-    """A pixel source, or an array as one, whose parts are float32 in [0, 1]."""
-
-    def __init__(self, image: Any) -> None:
-        self._read = image.read if hasattr(image, "read") else None
-        self._image = image if self._read else np.asarray(image)
-        shape = tuple(int(size) for size in self._image.shape)
-        if len(shape) != 3 or shape[2] != 3 or 0 in shape:
-            raise ValueError(f"image must be (H, W, 3) and not empty, got shape {shape}")
-        dtype = np.dtype(self._image.dtype)
-        if dtype.kind != "f" and dtype not in (np.uint8, np.uint16):
-            raise ValueError(f"image must be uint8, uint16 or of a float type with values in [0, 1], got {dtype}")
-        self.shape = shape
-        self._largest = None if dtype.kind == "f" else int(np.iinfo(dtype).max)
-
-    def read(self, top: int, left: int, bottom: int, right: int) -> _Floats:
-        if self._read is None:
-            part = self._image[top:bottom, left:right]
-        else:
-            part = np.asarray(self._read(top, left, bottom, right))
-        if self._largest is not None:
-            unit: _Floats = np.divide(part, np.float32(self._largest), dtype=np.float32)
-            return unit
-        low, high = float(part.min()), float(part.max())
-        # Written so that NaN, which min and max hand on, fails as well; resizing can leave the range by rounding.
-        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
-            raise ValueError(f"image must have finite values in [0, 1], found values from {low:g} to {high:g}")
-        return part.astype(np.float32, copy=False)
-
-
-def _wanted_scale(
-    shape: tuple[int, ...], long_side: int | None, scale: float | None, megapixels: float | None
-) -> float:
-    """Return the network's pixels per pixel of the image that the arguments of ``features`` ask for."""
-    side = None if isinstance(long_side, _DefaultSide) else long_side
-    asked = {"long_side": side, "scale": scale, "megapixels": megapixels}
-    given = {name: value for name, value in asked.items() if value is not None}
-    if len(given) > 1:
-        said = " and ".join(f"{name}={value!r}" for name, value in given.items())
-        raise ValueError(f"long_side, scale and megapixels exclude each other, got {said}")
-    for name in given.keys() - {"long_side"}:
-        value = given[name]
-        number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-        if not (number and math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive number, got {value!r}")
-    if scale is not None:
-        return float(scale)
-    if megapixels is not None:
-        return min(1.0, math.sqrt(megapixels * 1e6 / (shape[0] * shape[1])))
-    return _scale_to(shape, long_side)
-
-
-def _scale_to(shape: tuple[int, ...], long_side: int | None) -> float:
-    if long_side is None:
-        return 1.0
-    if long_side < 1:
-        raise ValueError(f"long_side must be at least 1 pixel or None, got {long_side!r}")
-    return long_side / max(shape[:2])
-
-
-@dataclass(frozen=True, eq=False)
-class _Fitted:
-    """An image as the network sees it, made in parts on demand.
-
-    Attributes
-    ----------
-    source
-        Array or pixel source.
-    scale
-        New pixels per old pixel.
-    content
-        Rows and columns of the resized image; what lies beyond them in the grid is its mirror image.
-    patch_size
-        Side of a token, pixels.
-    """
-
-    source: Any
-    scale: float
-    content: tuple[int, int]
-    patch_size: int
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        height, width = (-(-side // self.patch_size) for side in self.content)
-        return height, width
-
-    def pixels(self, tile: tuple[int, int, int, int]) -> _Floats:
-        """Make the pixels of a tile of tokens."""
-        top, left, bottom, right = (side * self.patch_size for side in tile)
-        rows, columns = _mirrored(top, bottom, self.content[0]), _mirrored(left, right, self.content[1])
-        first, begin = int(rows.min()), int(columns.min())
-        window = (first, begin, int(rows.max()) + 1, int(columns.max()) + 1)
-        part = resize(self.source, self.content, scale=self.scale, window=window)
-        if len(rows) > len(part):
-            part = part[rows - first]
-        if len(columns) > part.shape[1]:
-            part = part[:, columns - begin]
-        return part
-
-
-def _mirrored(start: int, stop: int, size: int) -> npt.NDArray[np.int64]:
-    """Return the coordinates, inside an axis of ``size`` that is continued by mirror images, of a range."""
-    place = np.arange(start, stop) % (2 * size)
-    return np.where(place < size, place, 2 * size - 1 - place)
-
-
-def _fitted(source: Any, scale: float, patch_size: int) -> _Fitted:
-    height, width = (max(1, round(side * scale)) for side in source.shape[:2])
-    return _Fitted(source, scale, (height, width), patch_size)
-
-
-def fit_to_grid(image: _Floats, long_side: int | None, patch_size: int) -> tuple[_Floats, float]:
-    """Bring an image to the size the network sees.
-
-    One scale for both axes makes the longer side ``long_side`` pixels, up or down; the other side is rounded to whole
-    pixels, at least one, while the scale stays exact. Then the image is continued at the bottom and at the right by
-    its mirror image to the next multiple of the patch size, so that every pixel is in a token and none is stretched.
-
-    Parameters
-    ----------
-    image : (H, W, 3) float32
-        The image.
-    long_side : int or None
-        Pixels of the longer side; None keeps the size.
-    patch_size : int
-        Side of a token, pixels.
-
-    Returns
-    -------
-    fitted : (h * patch_size, w * patch_size, 3) float32
-        The image at its new size.
-    scale : float
-        New pixels per old pixel.
-
-    Raises
-    ------
-    ValueError
-        On a ``long_side`` below 1.
-    """
-    fitted = _fitted(image, _scale_to(image.shape, long_side), patch_size)
-    return fitted.pixels((0, 0, *fitted.grid)), fitted.scale
-
-
-def resize_positions(
-    table: _Floats, grid: tuple[int, int], *, window: tuple[int, int, int, int] | None = None
-) -> _Floats:
-    """Resize a position table by bicubic interpolation, a = -0.75.
-
-    Entry i of an axis of n entries resized to m lies at ``(i + 1/2) n / m - 1/2`` (half-pixel centres), is made of the
-    four entries around it with Keys' kernel, and sees the border entry repeated outside the table; no antialiasing.
-    That is ``torch.nn.functional.interpolate(size=grid, mode="bicubic")`` and the ONNX operator ``Resize`` with
-    ``cubic_coeff_a=-0.75``, the one DINOv2 was exported with.
-
-    Parameters
-    ----------
-    table : (rows, columns, C) float32
-        The table as learnt.
-    grid : (int, int)
-        Token rows and columns of the whole table wanted.
-    window : (top, left, bottom, right), optional
-        Compute only these tokens of it.
-
-    Returns
-    -------
-    (h, w, C) float32
-        Of the whole grid, or of the window.
-    """
-    rows, columns, channels = table.shape
-    top, left, bottom, right = window or (0, 0, *grid)
-    if (rows, columns) == tuple(grid):
-        return table[top:bottom, left:right]
-    vertical, horizontal = _cubic_weights(rows, grid[0])[top:bottom], _cubic_weights(columns, grid[1])[left:right]
-    tall = (vertical @ table.astype(np.float64).reshape(rows, columns * channels)).reshape(-1, columns, channels)
-    return np.matmul(horizontal, tall).astype(np.float32)
-
-
-def _positions_at(
-    table: _Floats, grid: tuple[int, int], rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]
-) -> _Floats:
-    """Return the positions (n, C) of single tokens of a grid."""
-    found = np.empty((len(rows), table.shape[2]), np.float32)
-    for row in np.unique(rows):
-        here = rows == row
-        line = resize_positions(table, grid, window=(int(row), 0, int(row) + 1, grid[1]))
-        found[here] = line[0, columns[here]]
-    return found
-
-
-@functools.lru_cache(maxsize=64)
-def _cubic_weights(size: int, wanted: int) -> npt.NDArray[np.float64]:
-    """Build the (wanted, size) matrix of one axis."""
-    weights = np.zeros((wanted, size))
-    rows = np.arange(wanted)
-    centre = (rows + 0.5) * size / wanted - 0.5
-    first = np.floor(centre).astype(np.int64) - 1
-    for tap in range(4):
-        distance = np.abs(centre - (first + tap))
-        near = ((_CUBIC_A + 2) * distance - (_CUBIC_A + 3)) * distance**2 + 1
-        far = ((distance - 5) * distance + 8) * distance * _CUBIC_A - 4 * _CUBIC_A
-        np.add.at(weights, (rows, np.clip(first + tap, 0, size - 1)), np.where(distance <= 1, near, far))
-    weights.flags.writeable = False
-    return weights
-
-
-def token_tiles(grid: tuple[int, int], max_tokens: int) -> list[tuple[int, int, int, int]]:
-    """Cover a token grid by overlapping tiles.
-
-    Of all ways to cut the grid into rows and columns of equal tiles that are small enough, the one that runs the
-    fewest tokens in total.
-
-    Parameters
-    ----------
-    grid : (int, int)
-        Token rows and columns.
-    max_tokens : int
-        Most tokens of a tile.
-
-    Returns
-    -------
-    list of (top, left, bottom, right)
-        Tokens; all tiles of the same size, evenly spread, neighbours share a few tokens. One tile when the grid has
-        no more than ``max_tokens`` tokens.
-    """
-    height, width = grid
-    if height * width <= max_tokens:
-        return [(0, 0, height, width)]
-    overlap = _overlap(max_tokens)
-    ways = []
-    for down in range(1, height + 1):
-        tall = _tile_side(height, down, overlap)
-        widest = max_tokens // tall
-        if tall < height and tall <= 2 * overlap:
-            break
-        if widest >= width:
-            across = 1
-        elif widest > 2 * overlap:
-            across = math.ceil((width - overlap) / (widest - overlap))
-        else:
-            continue
-        wide = _tile_side(width, across, overlap)
-        ways.append((down * across * tall * wide, down, across, tall, wide))
-    _, down, across, tall, wide = min(ways)
-    tops, lefts = _origins(height, tall, down), _origins(width, wide, across)
-    return [(top, left, top + tall, left + wide) for top in tops for left in lefts]
-
-
-def _overlap(max_tokens: int) -> int:
-    return min(_TILE_OVERLAP, math.isqrt(max_tokens) // 4)
-
-
-def _tile_side(size: int, count: int, overlap: int) -> int:
-    """Return the smallest side with which ``count`` tiles cover an axis and neighbours overlap by ``overlap``."""
-    return math.ceil((size + (count - 1) * overlap) / count)
-
-
-def _origins(size: int, tile: int, count: int) -> list[int]:
-    return [0] if count == 1 else [round(index * (size - tile) / (count - 1)) for index in range(count)]
-
-
-def _ramp(start: int, stop: int, size: int, overlap: int) -> _Floats:
-    """Weigh the tokens of a tile along one axis: rising from its edges inwards, but not at the border of the image."""
-    weight = np.ones(stop - start, np.float32)
-    rise = np.arange(1, overlap + 1, dtype=np.float32) / (overlap + 1)
-    if start > 0:
-        weight[:overlap] = rise
-    if stop < size:
-        weight[len(weight) - overlap :] = rise[::-1]
-    return weight
-
-
-@dataclass(frozen=True, eq=False)
-class _View:
-    """A thinned token grid, to be run at once: part of a lattice over the whole grid.
-
-    Attributes
-    ----------
-    rows, columns
-        (n,) of its tokens in the grid.
-    places
-        Row and column, (n,) each, of its tokens in the lattice.
-    lattice
-        The rows and the columns of the grid that the lattice of all views is made of.
-    spacing
-        Distance between neighbouring tokens of this view, in tokens down and across.
-    """
-
-    rows: npt.NDArray[np.int64]
-    columns: npt.NDArray[np.int64]
-    places: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
-    lattice: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
-    spacing: tuple[float, float]
-
-    def collect(self, held: _Floats, pixels: _Floats, tile: tuple[int, int, int, int]) -> None:
-        """Copy its patches out of the pixels of a tile, into (patch, n, patch, 3)."""
-        top, left, bottom, right = tile
-        patch = held.shape[0]
-        inside = (self.rows >= top) & (self.rows < bottom) & (self.columns >= left) & (self.columns < right)
-        patches = pixels.reshape(bottom - top, patch, right - left, patch, 3)
-        held[:, inside] = patches[self.rows[inside] - top, :, self.columns[inside] - left].transpose(1, 0, 2, 3)
-
-
-# Views i, j, ... take the tokens (row, column) of the lattice where (row * step + column) % count is i, j, ...: these
-# steps leave the tokens of a view farthest from each other.
-_LATTICE_STEPS = (0, 0, 1, 1, 2, 2, 2, 2, 3)
-
-
-def _views(grid: tuple[int, int], most: int, tiles: int) -> list[_View]:
-    """Thin a grid to what is seen at once, for a grid that is run in so many tiles of at most ``most`` tokens."""
-    count = min(_MOST_VIEWS, math.ceil(tiles / _TILES_PER_VIEW))
-    # The classes of a lattice differ a little in size.
-    held = most if count == 1 else count * (most - count)
-    share = min(1.0, math.sqrt(held / (grid[0] * grid[1])))
-    height = min(grid[0], held, max(1, round(grid[0] * share)))
-    width = min(grid[1], held // height)
-    row, column = np.mgrid[0:height, 0:width]
-    number = (row * _LATTICE_STEPS[count] + column) % count
-    sizes = np.bincount(number.ravel(), minlength=count)
-    if sizes.max() > most or sizes.min() == 0:
-        number = (row * width + column) % count
-    lattice = (_spread(grid[0], height), _spread(grid[1], width))
-    thinned = math.sqrt(count)
-    spacing = (grid[0] / height * thinned, grid[1] / width * thinned)
-    views = []
-    for k in range(count):
-        down, across = (places.astype(np.int64) for places in np.nonzero(number == k))
-        views.append(_View(lattice[0][down], lattice[1][across], (down, across), lattice, spacing))
-    return views
-
-
-def _spread(size: int, count: int) -> npt.NDArray[np.int64]:
-    """Choose ``count`` of ``size`` places, evenly."""
-    return ((np.arange(count) + 0.5) * size / count).astype(np.int64)
-
-
-def _add_smoothly(total: _Floats, correction: _Floats, view: _View) -> None:
-    """Add to every token what a Gaussian makes of the corrections at the tokens of the lattice around it."""
-    height, width, channels = total.shape
-    down = _smoothing(height, view.lattice[0], _VIEW_WIDTH * view.spacing[0])
-    across = _smoothing(width, view.lattice[1], _VIEW_WIDTH * view.spacing[1])
-    flat = correction.reshape(len(view.lattice[0]), -1)
-    for row in range(height):
-        total[row] += across @ (down[row : row + 1] @ flat).reshape(-1, channels)
-
-
-def _smoothing(size: int, places: npt.NDArray[np.int64], width: float) -> Any:
-    """Build the (size, len(places)) matrix of Gaussian weights along one axis, each row of sum one."""
-    distance = np.abs(np.arange(size)[:, None] - places) / width
-    weights = np.where(distance <= 3, np.exp(-0.5 * distance**2), 0)
-    weights /= weights.sum(axis=1, keepdims=True)
-    return sparse.csr_array(weights.astype(np.float32))

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from sparsespec import _threads, backbone
+from sparsespec import _sessions, _threads, _tiling, backbone
 from sparsespec.backbone import (
     Backbone,
     ProviderError,
@@ -353,7 +353,7 @@ def test_tiles_cover_every_grid(max_tokens: int) -> None:
         for side in (0, 1):
             spans = sorted({(tile[side], tile[side + 2]) for tile in tiles})
             for (_, end), (start, _) in itertools.pairwise(spans):
-                assert end - start >= backbone._overlap(max_tokens) >= 1
+                assert end - start >= _tiling.overlap_for(max_tokens) >= 1
 
 
 def test_tiles_waste_little() -> None:
@@ -370,7 +370,7 @@ def test_tiled_features_resemble_untiled_ones(net: Backbone, monkeypatch: pytest
     assert tiled.grid == whole.grid == (18, 23)
     assert (tiled.info["tiles"], tiled.info["views"]) == (3, 1)
     assert 150 < tiled.info["context_tokens"] <= 200
-    monkeypatch.setattr(backbone, "_add_smoothly", lambda *_: None)
+    monkeypatch.setattr(backbone, "add_smoothly", lambda *_: None)
     alone = tiling.features(image, long_side=322)
     for name, least in (("queries", 0.9), ("keys", 0.97), ("values", 0.88)):
         similarity = cosine(getattr(whole, name), getattr(tiled, name)).mean()
@@ -457,7 +457,7 @@ def test_views_are_even_and_small_enough(most: int) -> None:
         tiles = len(token_tiles((height, width), most))
         if tiles == 1:
             continue
-        views = backbone._views((height, width), most, tiles)
+        views = _tiling.views_of((height, width), most, tiles)
         assert len(views) == min(8, -(-tiles // 4))
         lattice = [len(side) for side in views[0].lattice]
         times = np.zeros(lattice, int)
@@ -477,7 +477,7 @@ def test_views_are_even_and_small_enough(most: int) -> None:
 
 def test_smoothing_keeps_constants_and_stays_near() -> None:
     places = np.array([2, 6, 10, 14])
-    weights = backbone._smoothing(17, places, 3.0).toarray()
+    weights = _tiling._smoothing(17, places, 3.0).toarray()
     np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-6)
     assert (weights.argmax(1) == np.abs(np.arange(17)[:, None] - places).argmin(1)).all()
     # A Gaussian: the ratio of two weights depends on the two distances alone.
@@ -494,13 +494,13 @@ def test_tiled_same_bytes_for_any_number_of_threads() -> None:
 
 
 def test_ramp_rises_only_inside_the_picture() -> None:
-    np.testing.assert_allclose(backbone._ramp(0, 6, 10, 2), [1, 1, 1, 1, 2 / 3, 1 / 3])
-    np.testing.assert_allclose(backbone._ramp(4, 10, 10, 2), [1 / 3, 2 / 3, 1, 1, 1, 1])
-    np.testing.assert_allclose(backbone._ramp(0, 10, 10, 2), 1)
+    np.testing.assert_allclose(_tiling.ramp(0, 6, 10, 2), [1, 1, 1, 1, 2 / 3, 1 / 3])
+    np.testing.assert_allclose(_tiling.ramp(4, 10, 10, 2), [1 / 3, 2 / 3, 1, 1, 1, 1])
+    np.testing.assert_allclose(_tiling.ramp(0, 10, 10, 2), 1)
     # Where two tiles overlap by exactly the length of the ramps, the two weights make one.
     total = np.zeros(10)
-    total[0:6] += backbone._ramp(0, 6, 10, 2)
-    total[4:10] += backbone._ramp(4, 10, 10, 2)
+    total[0:6] += _tiling.ramp(0, 6, 10, 2)
+    total[4:10] += _tiling.ramp(4, 10, 10, 2)
     np.testing.assert_allclose(total, 1)
 
 
@@ -509,8 +509,8 @@ def test_ramp_rises_only_inside_the_picture() -> None:
 
 def test_session_opens_on_first_use_only(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
-    genuine = backbone._open_session
-    monkeypatch.setattr(backbone, "_open_session", lambda *a: opened.append(threading.get_ident()) or genuine(*a))
+    genuine = _sessions.open_session
+    monkeypatch.setattr(_sessions, "open_session", lambda *a: opened.append(threading.get_ident()) or genuine(*a))
     net = Backbone(threads=1)
     assert net.patch_size == 14
     assert net.name
