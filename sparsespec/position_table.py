@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,23 @@ import numpy.typing as npt
 _Floats = npt.NDArray[np.float32]
 
 _CUBIC_A = -0.75
+
+
+@dataclass(frozen=True)
+class PositionRule:
+    """How a family of models brings its position table to other grids.
+
+    Attributes
+    ----------
+    offset : float
+        0.1 where the scale is computed as table / (grid + 0.1), as in the original code of DINO and of DINOv2 without
+        registers; 0 for table / grid.
+    antialias : bool
+        Whether the kernel is widened where the table is reduced, and has a = -1/2 instead of -3/4.
+    """
+
+    offset: float = 0.0
+    antialias: bool = False
 
 
 def resize_positions(
