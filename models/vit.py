@@ -75,7 +75,7 @@ class FeedForward:
 
 @dataclass(frozen=True, eq=False)
 class Rest:
-    """What follows queries, keys and values in a block; layer scales are already multiplied into ``out`` and ``fc2``."""
+    """What follows queries, keys and values in a block, with the layer scales multiplied into ``out`` and ``fc2``."""
 
     out: Linear
     norm: Norm
