@@ -424,5 +424,5 @@ def _valid(name: str) -> str:
     meant = f"did you mean {near[0]!r}? " if near else ""
     return (
         f"{meant}valid names are {', '.join(map(repr, names))}, those that are pulled with '-int8' or '-float16' "
-        "behind them too; the path of an .onnx export or a .safetensors file works as well, see 'sparsespec models build'"
+        "behind them too; the path of an .onnx export or a .safetensors file works as well"
     )
