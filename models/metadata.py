@@ -284,7 +284,7 @@ def parse_trunk_metadata(props: Mapping[str, str], *, where: str) -> TrunkMetada
         prefix, rule, output_blocks = 1, PositionRule(), (blocks - 1,)
     else:
         prefix = entries.integer("prefix", 0, 10_000)
-        rule = PositionRule(entries.number("position_offset", 0, 1), entries.boolean("position_antialias"))
+        rule = PositionRule(entries.number("position_offset", 0, 0.99), entries.boolean("position_antialias"))
         output_blocks = entries.ascending("output_blocks", blocks)
     rows, columns = entries.grid("position_grid")
     table = entries.table("positions", (prefix + rows * columns, embed_dim))
