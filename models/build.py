@@ -176,7 +176,7 @@ def write_model(
         from .from_onnx import compare_with_export
 
         model = written("float32")
-        difference = compare_with_export(source.export, model)
+        difference = compare_with_export(source.export, model, blocks=wanted)
         # Not "greater than": what isn't a number must not pass.
         if not difference <= TOLERANCE:
             raise BuildError(

@@ -183,26 +183,18 @@ def _read_wheel(path: Path, options: _Options) -> Source:
 
 
 def _read_onnx(path: Path, options: _Options) -> Source:
-    onnx = require_onnx()
     where = os.fspath(path)
     try:
         props = read_metadata_props(path)  # steps through the whole file, so that one cut short is said to be
     except ModelFormatError as error:
         raise BuildError(str(error)) from None
-    try:
-        model = onnx.load(where, load_external_data=False)
-        tensors = [tensor for tensor in model.graph.initializer if tensor.data_location == tensor.EXTERNAL]
-        beside = sorted({entry.value for t in tensors for entry in t.external_data if entry.key == "location"})
-        if beside:
-            onnx.load_external_data_for_model(model, os.fspath(path.parent))
-    except Exception as error:  # protobuf and onnx have classes of their own
-        raise BuildError(f"{where!r} can't be read: {error}") from error
+    from ._tensors import load_config
+    from .from_onnx import load_export, read_export
+
+    model = load_export(path)
     if PREFIX + "format" in props:
         return _read_ours(path, model, props)
-    from ._tensors import load_config
-    from .from_onnx import read_export
-
-    files = (path, *(path.parent / name for name in beside))
+    files = (path, *_beside(path))
     try:
         export = read_export(model, rule=options.rule)
     except BuildError as error:
@@ -215,6 +207,14 @@ def _read_onnx(path: Path, options: _Options) -> Source:
                 normalisation[key] = _three(f"image_{key} beside {where!r}", config[f"image_{key}"], _LEAST[key])
     vit = replace(export.vit, **normalisation)
     return Source(vit, _name(path.stem), path.name, _sha256(files), files, export)
+
+
+def _beside(path: Path) -> list[Path]:
+    """List the files that an export keeps its weights in, which have been read by now."""
+    graph = require_onnx().load(os.fspath(path), load_external_data=False).graph
+    tensors = [tensor for tensor in graph.initializer if tensor.data_location == tensor.EXTERNAL]
+    names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return [path.parent / name for name in sorted(names)]
 
 
 def _read_ours(path: Path, model: Any, props: dict[str, str]) -> Source:
