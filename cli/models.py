@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ._build import build_command
+
 if TYPE_CHECKING:
     from sparsespec.models import ModelInfo
 
@@ -24,8 +26,12 @@ def models_group() -> None:
       sparsespec models list
       sparsespec models info dino-vits16
       sparsespec models pull dino-vits16 --precision int8
+      sparsespec models build export.onnx -o mine.onnx
       sparsespec models verify
     """
+
+
+models_group.add_command(build_command)
 
 
 @contextmanager

@@ -7,8 +7,8 @@ import importlib.util
 import logging
 import os
 import secrets
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,39 @@ def pull(
             for file in temporary:
                 _remove(file, store.root / "downloads")
     return path
+
+
+@contextmanager
+def published(name: str) -> Iterator[Path]:
+    """Get the published files of a model for as long as the block runs.
+
+    They are checked, recorded and deleted as by :func:`pull`.
+
+    Parameters
+    ----------
+    name : str
+        A name of the registry, of a model that isn't embedded.
+
+    Yields
+    ------
+    pathlib.Path
+        The file of weights, with what belongs to it beside it.
+
+    Raises
+    ------
+    UnknownModelError, DownloadError, ChecksumError, StoreError, ImportError
+        As :func:`pull`.
+    """
+    info = get_model(name)
+    _require_packages(info)
+    store = Store()
+    with store.exclusive(info.family):
+        weights, entries, temporary = _download(info, store, None, None, False)
+        yield weights
+        for key, entry in entries:
+            store.record_source(key, entry)
+        for file in temporary:
+            _remove(file, store.root / "downloads")
 
 
 def adopt(source: str | os.PathLike[str]) -> Path:

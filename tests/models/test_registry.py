@@ -5,12 +5,15 @@ import logging
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from sparsespec import models
 from sparsespec.models import (
     ModelFormatError,
     UnknownModelError,
@@ -282,3 +285,13 @@ def test_files_that_are_no_models(tmp_path: Path, home: Path) -> None:
     with pytest.raises(ModelFormatError):
         resolve(pickled)
     assert not home.exists()
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, sparsespec.models as m; m.list_models(); m.resolve('default');"
+        "sys.exit(', '.join({'onnx', 'onnxruntime', 'scipy', 'numba', 'skimage'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(models.__all__) <= set(dir(models))
