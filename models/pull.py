@@ -211,6 +211,8 @@ def _entry(info: ModelInfo, file: SourceFile, path: Path, sha256: str, commit: s
             f"{sha256}, expected {file.sha256}. Delete it and fetch it again; a model of your own is built by "
             "'sparsespec models build FILE -o OUT.onnx'"
         )
+    if file.sha256 is not None:
+        commit = info.revision  # wherever the file comes from
     entry = {
         "repository": info.repository,
         "revision": info.revision,
