@@ -211,6 +211,8 @@ def _entry(info: ModelInfo, file: SourceFile, path: Path, sha256: str, commit: s
             f"{sha256}, expected {file.sha256}. Delete it and fetch it again; a model of your own is built by "
             "'sparsespec models build FILE -o OUT.onnx'"
         )
+    if file.sha256 is not None:
+        commit = info.revision  # wherever the file comes from
     entry = {
         "repository": info.repository,
         "revision": info.revision,
@@ -245,13 +247,13 @@ def _download(
             try:
                 if not may_fetch:
                     url = hub.file_url(info.repository, revision, file.name, endpoint=endpoint)
-                    raise hub.OfflineError(f"{url} would have to be downloaded, but that is ruled out")
+                    raise hub.OfflineError(f"{url} would have to be downloaded, which is ruled out")
                 _LOG.info("downloading %s of %s to %s", file.name, info.repository, path)
                 store.make_folder(path.parent)
                 there = path.is_file()
                 fetched = hub.fetch(info.repository, file.name, path, revision=revision, endpoint=endpoint)
             except hub.DownloadError as error:
-                raise type(error)(f"{error}. {_by_hand(info, store, revision)}") from error
+                raise type(error)(f"{error}.\n{_by_hand(info, store, revision)}") from error
             sha256, commit = fetched.sha256, fetched.commit
             if not there:
                 new.append(path)
@@ -271,14 +273,14 @@ def _by_hand(info: ModelInfo, store: Store, revision: str) -> str:
     """Say how to do without network: what to copy where, and what to call then."""
     assert info.repository is not None
     assert info.revision is not None
-    copies = "; ".join(
-        f"{hub.file_url(info.repository, revision, file.name, endpoint=hub.ENDPOINT)} to "
-        f"{str(store.download_path(info.repository, info.revision, file.name))!r}"
+    copies = "".join(
+        f"\n  {hub.file_url(info.repository, revision, file.name, endpoint=hub.ENDPOINT)}"
+        f"\n  to {str(store.download_path(info.repository, info.revision, file.name))!r}"
         for file in info.files
     )
     return (
-        f"Without network, copy {copies}; then call 'sparsespec models pull {info.name} --offline'. With the file "
-        f"elsewhere: 'sparsespec models pull {info.name} --from FILE'"
+        f"Without network, copy{copies}\nand call 'sparsespec models pull {info.name} --offline'; with the file "
+        f"elsewhere, 'sparsespec models pull {info.name} --from FILE'"
     )
 
 

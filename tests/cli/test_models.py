@@ -13,14 +13,13 @@ from click.testing import Result
 
 from sparsespec.models import get_model, list_models
 from sparsespec.models.store import Store
-from tests.models.conftest import builds, home, server  # noqa: F401
 from tests.models.hub_server import HubServer
 
 Invoke = Callable[..., Result]
 WEIGHTS = b"published weights"
 
 
-def test_list_names_every_model(invoke: Invoke, home: Path) -> None:  # noqa: F811
+def test_list_names_every_model(invoke: Invoke, home: Path) -> None:
     result = invoke("models", "list")
     assert result.exit_code == 0
     lines = result.output.splitlines()
@@ -46,7 +45,7 @@ def test_info_by_name_and_alias(invoke: Invoke) -> None:
     assert invoke("models", "info", "default").output == result.output
 
 
-def test_info_says_what_is_pinned(invoke: Invoke, home: Path) -> None:  # noqa: F811
+def test_info_says_what_is_pinned(invoke: Invoke, home: Path) -> None:
     said = invoke("models", "info", "dinov2_vitb14").output
     for fact in (
         "f9e44c814b77203eaa57a6bdbbd535f21ede1415, pinned",
@@ -71,9 +70,9 @@ def test_unknown_model(invoke: Invoke) -> None:
 
 def test_from_pull_to_remove(
     invoke: Invoke,
-    server: HubServer,  # noqa: F811
-    builds: list[dict[str, Any]],  # noqa: F811
-    home: Path,  # noqa: F811
+    server: HubServer,
+    builds: list[dict[str, Any]],
+    home: Path,
 ) -> None:
     commit = server.publish("Xenova/dino-vits16", {"onnx/model.onnx": WEIGHTS})
     pulled = invoke("models", "pull", "DINO_vits16", "--precision", "int8")
@@ -116,8 +115,8 @@ def test_from_pull_to_remove(
 
 def test_pull_from_a_file(
     invoke: Invoke,
-    server: HubServer,  # noqa: F811
-    builds: list[dict[str, Any]],  # noqa: F811
+    server: HubServer,
+    builds: list[dict[str, Any]],
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "model.onnx"
@@ -135,8 +134,8 @@ def test_pull_from_a_file(
 @pytest.mark.parametrize("options", [["--offline"], []])
 def test_pull_without_network(
     invoke: Invoke,
-    server: HubServer,  # noqa: F811
-    home: Path,  # noqa: F811
+    server: HubServer,
+    home: Path,
     options: list[str],
 ) -> None:
     server.close()
@@ -153,8 +152,8 @@ def test_pull_without_network(
 
 def test_pull_from_a_mirror(
     invoke: Invoke,
-    server: HubServer,  # noqa: F811
-    builds: list[dict[str, Any]],  # noqa: F811
+    server: HubServer,
+    builds: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server.publish("Xenova/dino-vits16", {"onnx/model.onnx": WEIGHTS})
@@ -167,9 +166,9 @@ def test_pull_from_a_mirror(
 
 def test_run_pulls_on_first_use(
     invoke: Invoke,
-    server: HubServer,  # noqa: F811
-    builds: list[dict[str, Any]],  # noqa: F811
-    home: Path,  # noqa: F811
+    server: HubServer,
+    builds: list[dict[str, Any]],
+    home: Path,
     tmp_path: Path,
     zoo: Path,
 ) -> None:
@@ -189,7 +188,7 @@ def test_run_pulls_on_first_use(
     assert "models pull dino-vits8 --offline" in result.stderr
 
 
-def test_a_store_that_cannot_be_used(invoke: Invoke, home: Path) -> None:  # noqa: F811
+def test_a_store_that_cannot_be_used(invoke: Invoke, home: Path) -> None:
     home.parent.mkdir(exist_ok=True)
     home.write_text("a file stands in the way")
     assert invoke("models", "list").exit_code == 0
@@ -199,7 +198,7 @@ def test_a_store_that_cannot_be_used(invoke: Invoke, home: Path) -> None:  # noq
     assert "SPARSESPEC_HOME" in result.stderr
 
 
-def test_a_damaged_record(invoke: Invoke, home: Path) -> None:  # noqa: F811
+def test_a_damaged_record(invoke: Invoke, home: Path) -> None:
     home.mkdir()
     (home / "models.lock").write_text("{")
     for command in (["verify"], ["info", "dino-vits16"], ["pull", "dino-vits16"]):

@@ -11,14 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from sparsespec.models import UnknownModelError, get_model, registry
+from sparsespec.models import UnknownModelError, get_model, read_trunk_metadata, registry, resolve
 from sparsespec.models import build as building
 from sparsespec.models.hub import DownloadError, OfflineError
 from sparsespec.models.pull import pull, remove, verify
 from sparsespec.models.registry import SourceFile
 from sparsespec.models.store import ChecksumError, Store, StoreError, source_key
+from sparsespec.position_table import PositionRule
+from tests import tiny_models
 from tests.models.conftest import write_trunk
 from tests.models.hub_server import HubServer
 
@@ -26,6 +29,7 @@ NAME, REPOSITORY, FILE = "dino-vits16", "Xenova/dino-vits16", "onnx/model.onnx"
 KEY = source_key(REPOSITORY, "main", FILE)
 WEIGHTS = b"published weights " * 1000
 SHA256 = hashlib.sha256(WEIGHTS).hexdigest()
+STYLE = "transformers-registers"
 
 
 @pytest.fixture
@@ -203,6 +207,86 @@ def test_the_disk_fills_up_while_building(
     assert not list((home / "models").iterdir())
 
 
+# The real build
+
+
+@pytest.fixture
+def tiny(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Publish a tiny DINOv2 with registers, as facebook does, and register it."""
+    pytest.importorskip("onnx", reason="building a model needs the extra 'build'")
+    numpy = pytest.importorskip("safetensors.numpy", reason="reading weights needs the extra 'hub'")
+    numpy.save_file(tiny_models.tensors(STYLE), tmp_path / "published.safetensors")
+    files = {
+        "model.safetensors": (tmp_path / "published.safetensors").read_bytes(),
+        "config.json": json.dumps(tiny_models.config(STYLE)).encode(),
+    }
+    entry = replace(
+        get_model("dinov2-vits14-reg"),
+        name="tiny",
+        file="tiny-float32.onnx",
+        patch_size=tiny_models.PATCH,
+        dim=16,
+        heads=tiny_models.HEADS,
+        blocks=2,
+        registers=3,
+        repository="someone/tiny",
+        revision=server.publish("someone/tiny", files),
+        files=tuple(SourceFile(name, len(body), hashlib.sha256(body).hexdigest()) for name, body in files.items()),
+    )
+    monkeypatch.setattr(registry, "_MODELS", (*registry._MODELS, entry))
+    return entry.name
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_from_the_hub_to_the_keys(tiny: str, server: HubServer, home: Path, precision: str) -> None:
+    import onnxruntime
+
+    from sparsespec.position_table import resize_positions
+
+    server.gets.append(("cut", 10_000))
+    path = resolve(f"{tiny}_{precision}")
+    assert path == home / f"models/tiny-{precision}.onnx"
+    metadata = read_trunk_metadata(path)
+    assert metadata.name == ("tiny" if precision == "float32" else "tiny-int8")
+    assert metadata.rule == PositionRule(antialias=True)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    for grid in tiny_models.GRIDS:
+        table = resize_positions(metadata.positions, grid, rule=metadata.rule).reshape(grid[0] * grid[1], -1)
+        feed = {"image": tiny_models.image(grid)[None], "positions": np.concatenate([metadata.prefix, table])[None]}
+        (keys,) = session.run(["keys"], feed)
+        expected = tiny_models.expected(STYLE, grid)[-1][1].astype(float)
+        error = np.abs(keys[0] - expected).max() / np.abs(expected).max()
+        # The golden numbers are in half precision.
+        assert error < {"float32": 1e-3, "int8": 0.1}[precision]
+    assert verify([f"{tiny}-{precision}"])[0].problem is None
+
+
+def test_a_file_of_weights_in_place_of_a_name(tiny: str, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(tiny_models.config(STYLE)))
+    path = resolve(tmp_path / "published.safetensors")
+    assert path.parent == home / "models"
+    pulled = read_trunk_metadata(resolve(tiny))
+    mine = read_trunk_metadata(path)
+    np.testing.assert_array_equal(mine.positions, pulled.positions)
+    assert mine.source_sha256 == pulled.source_sha256
+
+
+def test_a_published_file_that_is_no_network(
+    tiny: str, server: HubServer, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without pins, as for the first pull of DINO.
+    entry = replace(get_model(tiny), files=(SourceFile("model.safetensors"),), revision="main")
+    monkeypatch.setattr(registry, "_MODELS", (entry,))
+    server.publish("someone/tiny", {"model.safetensors": b"not weights"})
+    with pytest.raises(building.BuildError):
+        resolve(tiny)
+    # What couldn't be built is not recorded: a good file may follow.
+    assert Store().read_record() == {"sources": {}, "models": {}}
+    assert not list((home / "models").iterdir())
+
+
 # Without network
 
 
@@ -212,11 +296,11 @@ def test_what_to_copy_where(
     server.close()
     with pytest.raises(DownloadError) as failure:
         pull("dino-vits8-int8")
-    said = str(failure.value)
+    said = " ".join(str(failure.value).split())
     place = home / "downloads/Xenova--dino-vits8/main/onnx/model.onnx"
     assert f"{server.url}/Xenova/dino-vits8/resolve/main/onnx/model.onnx can't be reached" in said
     assert f"copy https://huggingface.co/Xenova/dino-vits8/resolve/main/onnx/model.onnx to {str(place)!r}" in said
-    assert "then call 'sparsespec models pull dino-vits8-int8 --offline'" in said
+    assert "and call 'sparsespec models pull dino-vits8-int8 --offline'" in said
     assert "'sparsespec models pull dino-vits8-int8 --from FILE'" in said
     # Both do work.
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -237,7 +321,7 @@ def test_what_to_copy_where(
 def test_offline(server: HubServer, commit: str, home: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if how != "argument":
         monkeypatch.setenv(how, "1")
-    with pytest.raises(OfflineError, match=r"would have to be downloaded.*copy https://"):
+    with pytest.raises(OfflineError, match=r"which is ruled out\.\nWithout network, copy\n  https://"):
         pull(NAME, offline=True if how == "argument" else None)
     assert server.requests == []
     monkeypatch.delenv(how, raising=False)
@@ -250,7 +334,7 @@ def test_a_file_of_weights_with_its_configuration(server: HubServer, home: Path,
         pull("dinov2-vits14")
     folder = home / "downloads/facebook--dinov2-small/ed25f3a31f01632728cabb09d1542f84ab7b0056"
     for file in ("model.safetensors", "config.json"):
-        assert f"{file} to {str(folder / file)!r}" in str(failure.value)
+        assert f"{file}\n  to {str(folder / file)!r}" in str(failure.value)
     # Pinned: not any file will do.
     other = home.parent / "model.safetensors"
     other.write_bytes(WEIGHTS)
