@@ -229,7 +229,7 @@ def test_activations() -> None:
         read("transformers-vit", config=config | {"hidden_act": "relu"})
 
 
-@pytest.mark.parametrize("change", [{"hidden_size": 384}, {"num_hidden_layers": 12}])
+@pytest.mark.parametrize("change", [{"hidden_size": 384}, {"num_hidden_layers": 12}, {"num_register_tokens": 4}])
 def test_config_of_another_model(change: dict[str, int]) -> None:
     with pytest.raises(BuildError, match=rf"config.json says {next(iter(change))} = \d+, but the weights have"):
         read("transformers-vit", config=tiny_models.config("transformers-vit") | change)
@@ -253,6 +253,8 @@ def test_table_that_is_not_square() -> None:
     ("style", "name"),
     [
         ("dino", "patch_embed.proj.bias"),
+        ("dino", "cls_token"),
+        ("transformers-dinov2", "embeddings.cls_token"),
         ("dino", "blocks.1.attn.qkv.weight"),
         ("dino", "blocks.0.attn.proj.bias"),
         ("dinov2-chunks", "blocks.1.1.ls2.gamma"),
@@ -315,6 +317,7 @@ def test_many_tensors_too_many() -> None:
         ("dinov2-giant", "blocks.0.mlp.w12.bias", (32,), r"w12\.bias .*\(32,\) instead of \(64,\)"),
         ("dino", "pos_embed", (1, 26, 15), r"pos_embed has the shape \(1, 26, 15\) instead of \(1, positions, 16\)"),
         ("dino", "pos_embed", (2, 26, 16), r"pos_embed has the shape \(2, 26, 16\)"),
+        ("dino", "pos_embed", (16,), r"pos_embed has the shape \(16,\)"),
         ("dino", "pos_embed", (1, 24, 16), "24 positions, and neither 23 nor 24 patches"),
         ("dino", "cls_token", (1, 1, 8), "class token .* 16 channels"),
         ("transformers-registers", "embeddings.register_tokens", (1, 3, 4), "registers must have 16 channels"),
@@ -342,6 +345,13 @@ def test_weights_in_eight_bits() -> None:
     tensors = tiny_models.tensors("dino")
     tensors["blocks.0.mlp.fc1.weight"] = np.ones((32, 16), np.int8)
     with pytest.raises(BuildError, match="kept as int8"):
+        read_weights(tensors, heads=2)
+
+
+def test_neither_class_token_nor_positions() -> None:
+    tensors = tiny_models.tensors("dino") | {"pos_embed": np.ones(16, np.float32)}
+    del tensors["cls_token"]
+    with pytest.raises(BuildError, match=r"pos_embed has the shape \(16,\)"):
         read_weights(tensors, heads=2)
 
 
