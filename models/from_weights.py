@@ -195,7 +195,7 @@ def read_weights(
     parts = _sort_out(tensors, config)
     _refuse_incomplete(parts)
     patch = parts.outside["patch.weight"]
-    if patch.ndim != 4 or patch.shape[1] != 3 or patch.shape[2] != patch.shape[3]:
+    if patch.ndim != 4 or patch.shape[1] != 3 or patch.shape[2] != patch.shape[3] or not patch.size:
         raise UnrecognisedModelError(
             f"{_called(parts, 'patch.weight')} has the shape {patch.shape}: a patch embedding of square patches of an "
             "RGB image, (channels, 3, side, side), is wanted"

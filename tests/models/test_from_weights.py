@@ -323,6 +323,7 @@ def test_many_tensors_too_many() -> None:
         ("transformers-registers", "embeddings.register_tokens", (1, 3, 4), "registers must have 16 channels"),
         ("dino", "patch_embed.proj.weight", (16, 4, 4, 4), r"\(16, 4, 4, 4\): a patch embedding of square patches"),
         ("dino", "patch_embed.proj.weight", (16, 3, 4, 2), r"\(16, 3, 4, 2\): a patch embedding"),
+        ("dino", "patch_embed.proj.weight", (16, 3, 0, 0), r"\(16, 3, 0, 0\): a patch embedding"),
         ("dino", "patch_embed.proj.weight", (16, 48), r"\(16, 48\): a patch embedding"),
     ],
 )
