@@ -157,7 +157,7 @@ def _read_name(info: Any, options: _Options) -> Source:
 
     with published(info.name) as path:
         # Its authors' rule, which an export of it need not show.
-        found = _read_file(path, replace(options, rule=options.rule or info.rule, heads=options.heads or info.heads))
+        found = _read_file(path, replace(options, rule=options.rule or info.rule))
     described = f"{info.repository}, {info.files[0].name}"
     return replace(found, name=info.family, described=described)
 
