@@ -199,7 +199,7 @@ def _read_onnx(path: Path, options: _Options) -> Source:
         export = read_export(model, rule=options.rule)
     except BuildError as error:
         raise type(error)(f"{where!r}: {error}") from error
-    normalisation = {}
+    normalisation: dict[str, Any] = {}
     if path.name in [Path(name).name for name in _IN_FOLDER]:
         config = load_config(path.parent.parent if path.parent.name == "onnx" else path.parent)
         for key in _LEAST:
