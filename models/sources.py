@@ -55,6 +55,8 @@ class Source:
         The files that were read.
     export : sparsespec.models.from_onnx.Export or None
         The original to compare the new graph with; None for a state dict, which is no graph.
+    rule_assumed : bool
+        Whether nothing said how the position table is brought to other grids.
     """
 
     vit: Vit
@@ -63,6 +65,7 @@ class Source:
     sha256: str
     files: tuple[Path, ...]
     export: Any
+    rule_assumed: bool = False
 
 
 def read_source(
@@ -206,7 +209,8 @@ def _read_onnx(path: Path, options: _Options) -> Source:
             if config.get(f"image_{key}") is not None:
                 normalisation[key] = _three(f"image_{key} beside {where!r}", config[f"image_{key}"], _LEAST[key])
     vit = replace(export.vit, **normalisation)
-    return Source(vit, _name(path.stem), path.name, _sha256(files), files, export)
+    assumed = export.rule is None and options.rule is None
+    return Source(vit, _name(path.stem), path.name, _sha256(files), files, export, assumed)
 
 
 def _beside(path: Path) -> list[Path]:
