@@ -147,6 +147,9 @@ def read_export(model: Any, *, rule: PositionRule | None = None) -> Export:
             return _read(model, Graph(model, sizes), rule)
         except UnrecognisedModelError as error:
             failure = failure or error
+        except (ValueError, TypeError, IndexError, OverflowError) as error:
+            # A graph that breaks ONNX's own rules, such as an axis that is no number.
+            failure = failure or _unrecognised("the graph", f"it isn't a valid one ({error})")
     if failure is None:
         raise _unrecognised("an image", "expected an input of the shape (batch, 3, height, width)", "found none")
     raise failure
