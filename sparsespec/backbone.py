@@ -16,7 +16,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,11 +33,11 @@ from sparsespec._network_input import (
     fit_to_grid,
     wanted_scale,
 )
-from sparsespec._sessions import ProviderError
 from sparsespec._threads import available_cpus
 from sparsespec._tiling import TILE_TOKENS, View, add_smoothly, overlap_for, ramp, token_tiles, views_of
 from sparsespec.models import read_trunk_metadata, resolve
 from sparsespec.position_table import positions_at, resize_positions
+from sparsespec.providers import AUTO, ProviderError, choose
 
 __all__ = [
     "DEFAULT_LONG_SIDE",
@@ -121,9 +121,14 @@ class Backbone:
     ----------
     model : str or path, default "default"
         A name of the registry or the path of an .onnx file made by :mod:`sparsespec.models.build`.
-    providers : sequence of str, optional
-        Execution providers of ONNX Runtime to use, best first; each must be there. The default takes CUDA, then the
-        platform's own (Core ML on macOS, DirectML on Windows), then the CPU, as far as they are installed.
+    provider : str, default "auto"
+        What runs the network: "cpu", "cuda", "openvino" and others, see :data:`sparsespec.providers.PROVIDERS`, or ONNX
+        Runtime's own name of an execution provider. One that was named has to be there, to start and to be used. "auto"
+        takes CUDA, then the platform's own (Core ML on macOS, DirectML on Windows), then the CPU, the first that is
+        installed and starts.
+    provider_options : mapping of str to str, int, float or bool, optional
+        Options of that provider, such as ``{"device_id": 1}``, handed to it as they are; beside them
+        ``graph_precision``, see :mod:`sparsespec.providers`.
     threads : int, optional
         Threads of one run; the default is the number of processors granted to this process.
     max_tokens : int, default 8192
@@ -135,14 +140,15 @@ class Backbone:
     UnknownModelError, ModelFormatError
         When the model isn't known, isn't there or isn't a model of ours.
     ValueError
-        On a thread or token count out of range.
+        On a thread or token count out of range, an unknown provider or options that can't be its.
     """
 
     def __init__(
         self,
         model: str | os.PathLike[str] = "default",
         *,
-        providers: Sequence[str] | None = None,
+        provider: str = AUTO,
+        provider_options: Mapping[str, Any] | None = None,
         threads: int | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
     ) -> None:
@@ -150,13 +156,9 @@ class Backbone:
             raise ValueError(f"threads must be at least 1 or None, got {threads!r}")
         if max_tokens < 16:
             raise ValueError(f"max_tokens must be at least 16, got {max_tokens!r}")
-        if isinstance(providers, str):
-            raise ValueError(f"providers must be a sequence of names such as [{providers!r}], not one string")
-        if providers is not None and not providers:
-            raise ValueError("providers must name at least one execution provider, or be None")
+        self._choice = choose(provider, provider_options)
         self._path = resolve(model)
         self._metadata = read_trunk_metadata(self._path)
-        self._asked = None if providers is None else tuple(providers)
         self._threads = available_cpus() if threads is None else int(threads)
         self._max_tokens = int(max_tokens)
         self._reset()
@@ -366,5 +368,6 @@ class Backbone:
             self._reset()
         with self._lock:
             if self._session is None:
-                self._session = _sessions.open_session(os.fspath(self._path), self._asked, self._threads)
+                path, precision = os.fspath(self._path), self._metadata.precision
+                self._session = _sessions.open_session(path, precision, self._choice, self._threads)
             return self._session
