@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._progress import Progress
+from ._provider import provider_options as with_provider
 
 if TYPE_CHECKING:
     from sparsespec.backbone import Backbone
@@ -115,6 +116,7 @@ class PositiveNumber(click.ParamType):
     metavar="NAME|FILE",
     help="A name of 'sparsespec models list', or an .onnx file.",
 )
+@with_provider
 @click.option(
     "--n-instances",
     type=InstanceCount(),
@@ -190,6 +192,8 @@ def run_command(
     source: str,
     output: Path,
     model: str,
+    provider: str,
+    provider_options: dict[str, str],
     n_instances: int | None,
     method: str,
     directions: str | None,
@@ -221,6 +225,7 @@ def run_command(
       sparsespec run --input cat.jpg --output cat/ --n-instances 1
       sparsespec run --input 'scans/2024-*/*.tif' --output out/ --no-overlays
       sparsespec run --input mosaic.tif --output mosaic/ --megapixels 4
+      sparsespec run --input photos/ --provider cuda --provider-option device_id=1
       sparsespec run --input fish/ --output out/ --directions fish.npz
 
     Exit codes: 0 all images done, 1 some failed, 2 wrong usage, 130 interrupted.
@@ -248,11 +253,13 @@ def run_command(
         raise click.UsageError(f"{error}.", ctx) from error
     if method == "paper":
         directions = None
-    segmenter = _segmenter(ctx, model, n_instances, method, seed, size, directions)
+    segmenter = _segmenter(ctx, model, n_instances, method, seed, size, directions, provider, provider_options)
     parameters = {
         "input": source,
         "output": str(output),
         "model": model,
+        "provider": provider,
+        **({"provider_options": provider_options} if provider_options else {}),
         "n_instances": "auto" if n_instances is None else n_instances,
         "method": method,
         **_recorded(directions, model),
@@ -311,9 +318,11 @@ def _segmenter(
     seed: int,
     size: dict[str, int | float],
     directions: str | None,
+    provider: str = "auto",
+    provider_options: dict[str, str] | None = None,
 ) -> ImageSegmenter:
     """Build the segmenter and open its model, so that what is wrong with either is said before the first image."""
-    backbone = open_backbone(ctx, model)
+    backbone = open_backbone(ctx, model, provider=provider, provider_options=provider_options)
     from sparsespec.pipeline import Segmenter
 
     options: dict[str, Any] = dict(size)
@@ -323,16 +332,32 @@ def _segmenter(
         raise click.UsageError(f"{_one_line(error)}.", ctx) from error
 
 
-def open_backbone(ctx: click.Context, model: str, threads: int | None = None) -> Backbone:
-    """Open a model; what is wrong with it is wrong usage."""
+def open_backbone(
+    ctx: click.Context,
+    model: str,
+    threads: int | None = None,
+    *,
+    provider: str = "auto",
+    provider_options: dict[str, str] | None = None,
+) -> Backbone:
+    """Open a model; what is wrong with it, or with what should run it, is wrong usage."""
     from sparsespec.models import resolve
+    from sparsespec.providers import ProviderError, choose
 
+    try:
+        choose(provider, provider_options)
+    except ValueError as error:
+        raise click.UsageError(f"{_one_line(error)}.", ctx) from error
     try:
         resolve(model)  # cheap: a misspelt name is answered before anything heavy is imported
         from sparsespec.backbone import Backbone
 
-        backbone = Backbone(model, threads=threads)
+        from sparsespec.providers import ProviderError
+
+        backbone = Backbone(model, provider=provider, provider_options=provider_options, threads=threads)
         _ = backbone.providers
+    except ProviderError as error:
+        raise click.UsageError(f"{_one_line(error)}.", ctx) from error
     except Exception as error:  # ONNX Runtime has exceptions of its own for a file that it cannot open
         raise click.UsageError(f"cannot use the model '{model}': {_one_line(error)}", ctx) from error
     return backbone

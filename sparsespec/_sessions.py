@@ -142,6 +142,10 @@ def _open_one(
     choice: Choice,
     threads: int,
 ) -> Any:
+    lacking = _lacking_driver() if provider.name in _NVIDIA else None
+    if lacking is not None:
+        # Said before ONNX Runtime tries, which writes several lines of its own to stderr.
+        raise ProviderError(_not_started(provider, [lacking]))
     options = onnxruntime.SessionOptions()
     # 0 would mean every core of the host, past any affinity or container limit.
     options.intra_op_num_threads = threads
@@ -168,10 +172,11 @@ def _open_one(
         try:
             session = onnxruntime.InferenceSession(model, options, providers=wanted, enable_fallback=0)
         except Exception as error:  # it has exceptions of its own, which aren't public
-            reason = _one_line(str(error))
-            raise ProviderError(_not_started(onnxruntime, provider, reason, printed.getvalue())) from error
+            raise ProviderError(_not_started(provider, [str(error), _lacking_library(onnxruntime, provider)])) from error
     if provider.execution_provider not in session.get_providers():
-        raise ProviderError(_not_started(onnxruntime, provider, None, printed.getvalue()))
+        # Versions before 1.23 print the error, and open a session without the provider.
+        said = re.findall(r"^EP Error (.*?)(?: when using .*)?$", printed.getvalue(), re.MULTILINE)
+        raise ProviderError(_not_started(provider, [*said, _lacking_library(onnxruntime, provider)]))
     return session
 
 
@@ -213,25 +218,29 @@ def _open_openvino(path: str, precision: str, choice: Choice, threads: int) -> A
     return session
 
 
-def _not_started(onnxruntime: Any, provider: Provider, reason: str | None, printed: str) -> str:
+def _not_started(provider: Provider, reasons: list[str | None]) -> str:
     """Say that a provider could not be started, why, and what to do."""
-    said = re.findall(r"^EP Error (.*?)(?: when using .*)?$", printed, re.MULTILINE)
-    lacking = _lacking_library(onnxruntime, provider)
-    reasons = [_one_line(each) for each in (reason, *said, lacking) if each]
-    why = "; ".join(dict.fromkeys(reasons)) or "ONNX Runtime doesn't say why"
+    said = dict.fromkeys(_one_line(reason) for reason in reasons if reason)
+    why = "; ".join(said) or "ONNX Runtime doesn't say why"
     return f"the provider {provider.name} could not be started: {why}{_remedy(provider, why)}"
 
 
+def _lacking_driver() -> str | None:
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError as error:
+        return f"NVIDIA's driver isn't there ({error})"
+    return None
+
+
 def _lacking_library(onnxruntime: Any, provider: Provider) -> str | None:
-    """Load the provider's library to hear what is missing; only after ONNX Runtime has failed to."""
+    """Load the provider's library to hear what is missing; only after ONNX Runtime has failed to, which has to be first.
+
+    The library asks ONNX Runtime for its functions while it is loaded, and never again.
+    """
     if provider.name not in _NVIDIA:
         return None
     prefix, suffix = ("", ".dll") if sys.platform == "win32" else ("lib", ".so")
-    driver = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        ctypes.CDLL(driver)
-    except OSError as error:
-        return f"NVIDIA's driver isn't there ({error})"
     folder = Path(getattr(onnxruntime, "__file__", None) or ".").parent / "capi"
     try:
         ctypes.CDLL(os.fspath(folder / f"{prefix}onnxruntime_providers_{provider.name}{suffix}"))
@@ -247,7 +256,7 @@ def _remedy(provider: Provider, why: str) -> str:
         return ". Install the driver of the GPU; a container needs access to it, such as docker run --gpus all"
     if "nvinfer" in why:
         return ". TensorRT's libraries are missing: pip install tensorrt, and put its folder on the loader's path"
-    if re.search(r"lib(cublas|cudart|cudnn|cufft|curand|nvrtc)|cudnn\d|cublas\w*\.dll|LoadLibrary", why):
+    if re.search(r"cublas|cudart|cudnn|cufft|curand|nvrtc", why, re.IGNORECASE):
         return ". Libraries of CUDA or cuDNN are missing: pip install 'onnxruntime-gpu[cuda,cudnn]'"
     return ""
 
