@@ -142,7 +142,7 @@ def _open_one(
     choice: Choice,
     threads: int,
 ) -> Any:
-    lacking = _lacking_driver() if provider.name in _NVIDIA else None
+    lacking = lacking_driver() if provider.name in _NVIDIA else None
     if lacking is not None:
         # Said before ONNX Runtime tries, which writes several lines of its own to stderr.
         raise ProviderError(_not_started(provider, [lacking]))
@@ -225,7 +225,7 @@ def _not_started(provider: Provider, reasons: list[str | None]) -> str:
     return f"the provider {provider.name} could not be started: {why}{_remedy(provider, why)}"
 
 
-def _lacking_driver() -> str | None:
+def lacking_driver() -> str | None:
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError as error:

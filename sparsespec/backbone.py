@@ -18,6 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -188,6 +189,16 @@ class Backbone:
     def name(self) -> str:
         """Name of the model, as its file says it."""
         return self._metadata.name
+
+    @property
+    def path(self) -> Path:
+        """The file of the model."""
+        return Path(self._path)
+
+    @property
+    def precision(self) -> str:
+        """Numbers that the file holds its weights in: ``float32``, ``float16`` or ``int8``."""
+        return self._metadata.precision
 
     @property
     def source_sha256(self) -> str:

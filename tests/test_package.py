@@ -36,7 +36,7 @@ ORDER: list[tuple[str, ...]] = [
     ("instances",),
     ("refine", "closer"),
     ("pipeline",),
-    ("fitting",),
+    ("fitting", "diagnosis"),
     ("formats",),
     ("batch",),
     ("evaluation",),
