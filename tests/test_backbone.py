@@ -24,7 +24,6 @@ from sparsespec.backbone import (
     resize_positions,
     token_tiles,
 )
-from tests.reference.resampling import bicubic_image
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -297,29 +296,6 @@ def test_picture_that_fits_is_left_alone() -> None:
 # The position table
 
 
-def test_position_table_matches_pytorch() -> None:
-    golden = dict(np.load(GOLDEN / "position_table.npz"))
-    table = golden.pop("table")
-    assert len(golden) == 6
-    for name, expected in golden.items():
-        grid = tuple(int(part) for part in name.split("x"))
-        # PyTorch computes coordinates in float32: on a table of variance 1 that shows in the fifth digit.
-        np.testing.assert_allclose(resize_positions(table, grid), expected, atol=3e-5, err_msg=name)
-
-
-@pytest.mark.parametrize("grid", [(1, 1), (3, 9), (7, 5), (14, 2), (20, 21)])
-def test_position_table_matches_the_definition(grid: tuple[int, int]) -> None:
-    table = np.random.default_rng(1).normal(size=(7, 5, 3)).astype(np.float32)
-    np.testing.assert_allclose(resize_positions(table, grid), bicubic_image(table, grid), atol=1e-6)
-
-
-@pytest.mark.parametrize("grid", [(7, 5), (12, 31)])
-def test_window_of_position_table(grid: tuple[int, int]) -> None:
-    table = np.random.default_rng(1).normal(size=(7, 5, 3)).astype(np.float32)
-    whole = resize_positions(table, grid)
-    np.testing.assert_allclose(resize_positions(table, grid, window=(2, 1, 6, 4)), whole[2:6, 1:4], atol=1e-7)
-
-
 def test_few_position_tables_are_kept() -> None:
     net = Backbone(threads=1)
     for side in range(14, 140, 14):
@@ -437,7 +413,7 @@ def test_view_sees_the_pixels_and_positions_of_its_tokens(monkeypatch: pytest.Mo
     def look(session: Any, pixels: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
         if pixels.shape[0] == 14:
             strip = pixels.reshape(14, -1, 14, 3).transpose(1, 0, 2, 3)
-            np.testing.assert_array_equal(positions[0], net._metadata.class_row)
+            np.testing.assert_array_equal(positions[:1], net._metadata.prefix)
             for patch, position in zip(strip, positions[1:], strict=True):
                 (place,) = np.argwhere((patches == patch).all((2, 3, 4)))
                 np.testing.assert_allclose(position, whole[tuple(place)], atol=1e-7)

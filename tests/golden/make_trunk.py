@@ -14,7 +14,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from sparsespec.models.build import read_trunk, read_wheel
+from sparsespec.models._reader import read_trunk
+from sparsespec.models._wheel import read_wheel
 
 
 def picture() -> npt.NDArray[np.float32]:
@@ -27,7 +28,7 @@ def picture() -> npt.NDArray[np.float32]:
 
 def main() -> None:
     model = onnx.load_from_string(read_wheel(sys.argv[1]))
-    taps = read_trunk(model).taps
+    _, taps = read_trunk(model)
     del model.graph.output[:]
     for name in taps:
         model.graph.output.add(name=name)

@@ -37,17 +37,36 @@ def _keys_kernel(distance: float, a: float = -0.75) -> float:
     return 0.0
 
 
-def bicubic(signal: npt.NDArray[Any], wanted: int) -> npt.NDArray[np.float64]:
-    """Resample the first axis by bicubic interpolation, half-pixel centres, border repeated, no antialiasing."""
+def bicubic(
+    signal: npt.NDArray[Any], wanted: int, *, offset: float = 0.0, antialias: bool = False
+) -> npt.NDArray[np.float64]:
+    """Resample the first axis by bicubic interpolation, half-pixel centres; border repeated or weights normalised."""
     size = len(signal)
+    scale = size / (wanted + offset)
     rows = []
     for i in range(wanted):
-        centre = (i + 0.5) * size / wanted - 0.5
-        around = range(math.floor(centre) - 1, math.floor(centre) + 3)
-        rows.append(sum(_keys_kernel(centre - j) * signal[min(max(j, 0), size - 1)].astype(float) for j in around))
+        centre = (i + 0.5) * scale - 0.5
+        if antialias:
+            stretch = max(scale, 1.0)
+            around = [j for j in range(size) if abs(j - centre) < 2 * stretch]
+            weights = [_keys_kernel((j - centre) / stretch, -0.5) for j in around]
+            weights = [weight / sum(weights) for weight in weights]
+        else:
+            around = list(range(math.floor(centre) - 1, math.floor(centre) + 3))
+            weights = [_keys_kernel(centre - j) for j in around]
+            around = [min(max(j, 0), size - 1) for j in around]
+        rows.append(sum(weight * signal[j].astype(float) for weight, j in zip(weights, around, strict=True)))
     return np.array(rows)
 
 
-def bicubic_image(table: npt.NDArray[Any], shape: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """Resize rows, then columns."""
-    return bicubic(bicubic(table, shape[0]).swapaxes(0, 1), shape[1]).swapaxes(0, 1)
+def bicubic_image(
+    table: npt.NDArray[Any], shape: tuple[int, int], *, offset: float = 0.0, antialias: bool = False
+) -> npt.NDArray[np.float64]:
+    """Resize rows, then columns; an axis that keeps its length is left alone with antialiasing."""
+    if table.shape[:2] == shape:
+        return table.astype(float)
+    for axis in (0, 1):
+        if not (antialias and table.shape[axis] == shape[axis]):
+            resized = bicubic(table.swapaxes(0, axis), shape[axis], offset=offset, antialias=antialias)
+            table = resized.swapaxes(0, axis)
+    return table
