@@ -164,6 +164,9 @@ def _open_one(
     if provider.name == "tensorrt" and PROVIDERS["cuda"].execution_provider in available:
         wanted.append((PROVIDERS["cuda"].execution_provider, _DEFAULT_OPTIONS["cuda"]))
     wanted.append(CPU.execution_provider)
+    records = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
+    if records:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     # ONNX Runtime prints to stdout what it couldn't load or start, and then goes on without.
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         if provider.name in _NVIDIA and hasattr(onnxruntime, "preload_dlls"):
@@ -177,7 +180,23 @@ def _open_one(
         # Versions before 1.23 print the error, and open a session without the provider.
         said = re.findall(r"^EP Error (.*?)(?: when using .*)?$", printed.getvalue(), re.MULTILINE)
         raise ProviderError(_not_started(provider, [*said, _lacking_library(onnxruntime, provider)]))
+    if records:
+        _check_share(session, provider)
     return session
+
+
+def _check_share(session: Any, provider: Provider) -> None:
+    """Refuse a provider that started and took none of the network's operators: the CPU would do all of the work."""
+    counts: dict[str, int] = {}
+    for part in session.get_provider_graph_assignment_info():
+        counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
+    taken, total = counts.get(provider.execution_provider, 0), sum(counts.values())
+    if total and not taken:
+        raise ProviderError(
+            f"the provider {provider.name} started, but takes none of the {total} operators of this model: ONNX Runtime "
+            f"would run it on {', '.join(counts)}; take another provider or another precision of the model"
+        )
+    _say_once(logging.INFO, f"{provider.name} runs {taken} of {total} operators")
 
 
 def graph_for(path: str, precision: str, provider: Provider, asked: str | None) -> str | bytes:
@@ -270,4 +289,5 @@ def _say_once(level: int, message: str) -> None:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """Join the lines of a message, without the places in ONNX Runtime's sources that stand in it."""
+    return " ".join(re.sub(r"\S*/onnxruntime_src/\S+ [^()\n]*\([^()\n]*\)( const)?", "", text).split())
