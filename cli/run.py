@@ -352,8 +352,6 @@ def open_backbone(
         resolve(model)  # cheap: a misspelt name is answered before anything heavy is imported
         from sparsespec.backbone import Backbone
 
-        from sparsespec.providers import ProviderError
-
         backbone = Backbone(model, provider=provider, provider_options=provider_options, threads=threads)
         _ = backbone.providers
     except ProviderError as error:

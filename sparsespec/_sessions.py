@@ -110,9 +110,7 @@ def automatic_order(available: list[str]) -> list[Provider]:
     return [provider for provider in wanted if provider.execution_provider in available]
 
 
-def _open_best(
-    onnxruntime: Any, available: list[str], path: str, precision: str, choice: Choice, threads: int
-) -> Any:
+def _open_best(onnxruntime: Any, available: list[str], path: str, precision: str, choice: Choice, threads: int) -> Any:
     for provider in automatic_order(available):
         try:
             session = _open_one(onnxruntime, available, provider, path, precision, choice, threads)
@@ -175,7 +173,9 @@ def _open_one(
         try:
             session = onnxruntime.InferenceSession(model, options, providers=wanted, enable_fallback=0)
         except Exception as error:  # it has exceptions of its own, which aren't public
-            raise ProviderError(_not_started(provider, [str(error), _lacking_library(onnxruntime, provider)])) from error
+            raise ProviderError(
+                _not_started(provider, [str(error), _lacking_library(onnxruntime, provider)])
+            ) from error
     if provider.execution_provider not in session.get_providers():
         # Versions before 1.23 print the error, and open a session without the provider.
         said = re.findall(r"^EP Error (.*?)(?: when using .*)?$", printed.getvalue(), re.MULTILINE)
@@ -193,8 +193,8 @@ def _check_share(session: Any, provider: Provider) -> None:
     taken, total = counts.get(provider.execution_provider, 0), sum(counts.values())
     if total and not taken:
         raise ProviderError(
-            f"the provider {provider.name} started, but takes none of the {total} operators of this model: ONNX Runtime "
-            f"would run it on {', '.join(counts)}; take another provider or another precision of the model"
+            f"the provider {provider.name} started, but takes none of the {total} operators of this model: ONNX "
+            f"Runtime would run it on {', '.join(counts)}; take another provider or another precision of the model"
         )
     _say_once(logging.INFO, f"{provider.name} runs {taken} of {total} operators")
 
@@ -214,8 +214,8 @@ def graph_for(path: str, precision: str, provider: Provider, asked: str | None) 
         return bytes(expanded(path, wanted))
     except ImportError as error:
         raise ProviderError(
-            f"for the provider {provider.name} the model {Path(path).name} ({precision}) has to be turned into {wanted}, "
-            f"which needs the package onnx ({error}); install it with: pip install "
+            f"for the provider {provider.name} the model {Path(path).name} ({precision}) has to be turned into {wanted}"
+            f", which needs the package onnx ({error}); install it with: pip install "
             f"'sparsespec[{'openvino' if provider is OPENVINO else 'gpu'}]', or take a model that isn't int8"
         ) from error
 
@@ -253,9 +253,9 @@ def lacking_driver() -> str | None:
 
 
 def _lacking_library(onnxruntime: Any, provider: Provider) -> str | None:
-    """Load the provider's library to hear what is missing; only after ONNX Runtime has failed to, which has to be first.
+    """Load the provider's library to hear what is missing; only after ONNX Runtime has failed to.
 
-    The library asks ONNX Runtime for its functions while it is loaded, and never again.
+    It has to be first: the library asks ONNX Runtime for its functions while it is loaded, and never again.
     """
     if provider.name not in _NVIDIA:
         return None

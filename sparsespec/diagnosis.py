@@ -1,4 +1,4 @@
-"""What this machine and this installation have, whether they can run the package, and how fast: ``sparsespec doctor``."""
+"""What this machine and this installation have, whether they can run the package, and how fast."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class _Examination:
 
 
 def _versions(found: _Examination) -> None:
-    versions = {"sparsespec": __version__, "python": platform.python_version()}
+    versions: dict[str, str | None] = {"sparsespec": __version__, "python": platform.python_version()}
     versions |= {name: _version(name) for name in (*_PACKAGES, *_EXTRAS)}
     found.note("versions", system=platform.platform(terse=True), machine=platform.machine(), **versions)
 
@@ -516,7 +516,14 @@ def _lines(path: Path) -> list[str]:
 
 def _split(message: str) -> tuple[str, str]:
     """Part a message of ours into what is wrong and what to do."""
-    for mark in ("; install it with: ", ". Install it with: ", "; keep one: ", "; repair it with: ", ". Install ", "; "):
+    for mark in (
+        "; install it with: ",
+        ". Install it with: ",
+        "; keep one: ",
+        "; repair it with: ",
+        ". Install ",
+        "; ",
+    ):
         before, found, after = message.partition(mark)
         if found:
             return before, f"Install {after}" if mark == ". Install " else after

@@ -1,7 +1,7 @@
 """Execution providers: what runs the network, under names people use, and what to install for each.
 
-ONNX Runtime is sold as several distributions, ``onnxruntime``, ``onnxruntime-gpu``, ``onnxruntime-directml`` and others,
-all of which install files under the one import name ``onnxruntime``. Two of them in one environment overwrite each
+ONNX Runtime comes as several distributions, ``onnxruntime``, ``onnxruntime-gpu``, ``onnxruntime-directml`` and others.
+All install files under the one import name ``onnxruntime``. Two of them in one environment overwrite each
 other's files; :func:`runtime_conflict` recognises that. OpenVINO is used through its own package.
 """
 
@@ -104,12 +104,14 @@ PROVIDERS: Mapping[str, Provider] = {
             _CUDA_WHEEL,
             "float16",
             (*_LINUX, *_WINDOWS),
-            "beside what cuda needs, TensorRT's libraries; it builds an engine for each size of image, which takes long",
+            "what cuda needs and TensorRT's libraries; it builds an engine for each size of image, which takes long",
         ),
         OPENVINO,
         Provider("directml", "DmlExecutionProvider", "onnxruntime-directml", "float16", _WINDOWS, "a DirectX 12 GPU"),
         Provider("coreml", "CoreMLExecutionProvider", "onnxruntime", "float16", _MAC),
-        Provider("migraphx", "MIGraphXExecutionProvider", "onnxruntime-migraphx", "float16", _LINUX, "an AMD GPU, ROCm"),
+        Provider(
+            "migraphx", "MIGraphXExecutionProvider", "onnxruntime-migraphx", "float16", _LINUX, "an AMD GPU, ROCm"
+        ),
         Provider(
             "rocm",
             "ROCMExecutionProvider",
@@ -118,7 +120,7 @@ PROVIDERS: Mapping[str, Provider] = {
             _LINUX,
             "an AMD GPU, ROCm; newer versions of ONNX Runtime have migraphx in its place",
         ),
-        # From version 2 on that package is a plug-in beside ONNX Runtime, which has to be registered by the application.
+        # From version 2 on that package is a plug-in beside ONNX Runtime, to be registered by the application.
         Provider("qnn", "QNNExecutionProvider", "onnxruntime-qnn<2", "float16", remark="a Qualcomm NPU"),
         Provider("webgpu", "WebGpuExecutionProvider", "onnxruntime-webgpu", "float16"),
         Provider("cann", "CANNExecutionProvider", "onnxruntime-cann", "float16", _LINUX, "a Huawei Ascend NPU"),

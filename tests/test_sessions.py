@@ -154,13 +154,13 @@ def test_automatic_choice_falls_back_and_says_so(
     for _ in range(2):
         assert Backbone(tiny()).providers == (CPU,)
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert line.startswith("cuda is installed but can't be used, trying the next: the provider cuda could not be started")
+    assert line.startswith(
+        "cuda is installed but can't be used, trying the next: the provider cuda could not be started"
+    )
     assert ("no CUDA-capable device" in line) == raised
 
 
-def test_core_ml_that_does_not_start_is_no_warning(
-    machine: Any, tiny: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_core_ml_that_does_not_start_is_no_warning(machine: Any, tiny: Any, caplog: pytest.LogCaptureFixture) -> None:
     machine(COREML, platform="darwin").raises[COREML] = "no such luck"
     caplog.set_level(logging.INFO)
     assert Backbone(tiny()).providers == (CPU,)
@@ -188,7 +188,9 @@ def test_nothing_at_all(machine: Any, tiny: Any) -> None:
 
 def test_asked_for_and_there(machine: Any, tiny: Any) -> None:
     found = machine(CUDA)
-    net = Backbone(tiny(), provider="cuda", provider_options={"device_id": 1, "arena_extend_strategy": "kNextPowerOfTwo"})
+    net = Backbone(
+        tiny(), provider="cuda", provider_options={"device_id": 1, "arena_extend_strategy": "kNextPowerOfTwo"}
+    )
     assert net.providers == (CUDA, CPU)
     (name, options), last = found.asked[0]
     assert (name, last) == (CUDA, CPU)
@@ -215,7 +217,11 @@ def test_asked_for_and_missing(machine: Any, tiny: Any) -> None:
     [
         ("CUDA failure 100", "", r"could not be started: CUDA failure 100"),
         (None, "", r"could not be started: "),
-        (None, "EP Error bad option when using ['CUDAExecutionProvider']\nFalling back", r"could not be started: bad option"),
+        (
+            None,
+            "EP Error bad option when using ['CUDAExecutionProvider']\nFalling back",
+            r"could not be started: bad option",
+        ),
         (
             "/onnxruntime_src/core/a.cc:12 void onnxruntime::Get(int, const T&) libcudnn.so.9: cannot open",
             "",
@@ -266,7 +272,9 @@ def test_library_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_runtime_without_its_files(monkeypatch: pytest.MonkeyPatch, tiny: Any) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", types.ModuleType("onnxruntime"))
     monkeypatch.setattr(_sessions, "installed_runtimes", lambda: {"onnxruntime-gpu": "1"})
-    with pytest.raises(ImportError, match="incomplete.*pip uninstall -y onnxruntime-gpu && pip install onnxruntime-gpu"):
+    with pytest.raises(
+        ImportError, match=r"incomplete.*pip uninstall -y onnxruntime-gpu && pip install onnxruntime-gpu"
+    ):
         _ = Backbone(tiny()).providers
 
 
@@ -278,7 +286,8 @@ def test_runtime_without_its_files(monkeypatch: pytest.MonkeyPatch, tiny: Any) -
     [
         ("int8", "cpu", None, None), ("int8", "cuda", None, "float16"), ("int8", "openvino", None, "float32"),
         ("int8", "cuda", "file", None), ("int8", "cuda", "float32", "float32"), ("float32", "cuda", None, None),
-        ("float32", "cuda", "float16", "float16"), ("float16", "directml", None, None), ("float32", "cpu", "file", None),
+        ("float32", "cuda", "float16", "float16"), ("float16", "directml", None, None),
+        ("float32", "cpu", "file", None),
         ("int8", "cpu", "float32", "float32"), ("float32", "cpu", "float32", None),
     ],
 )  # fmt: skip

@@ -208,9 +208,7 @@ def test_what_auto_passed_over_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         ("avx2 avx_vnni", None, None),
     ],
 )
-def test_instructions(
-    monkeypatch: pytest.MonkeyPatch, flags: str, openvino: str | None, expected: str | None
-) -> None:
+def test_instructions(monkeypatch: pytest.MonkeyPatch, flags: str, openvino: str | None, expected: str | None) -> None:
     monkeypatch.setattr(diagnosis, "_flags", lambda: set(flags.split()))
     monkeypatch.setattr(diagnosis, "_version", lambda name: openvino)
     monkeypatch.setattr(diagnosis.platform, "machine", lambda: "x86_64")
