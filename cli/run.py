@@ -253,7 +253,9 @@ def run_command(
         raise click.UsageError(f"{error}.", ctx) from error
     if method == "paper":
         directions = None
-    segmenter = _segmenter(ctx, model, n_instances, method, seed, size, directions, provider, provider_options)
+    segmenter = _segmenter(
+        ctx, model, n_instances, method, seed, size, directions, provider=provider, provider_options=provider_options
+    )
     parameters = {
         "input": source,
         "output": str(output),
@@ -318,6 +320,7 @@ def _segmenter(
     seed: int,
     size: dict[str, int | float],
     directions: str | None,
+    *,
     provider: str = "auto",
     provider_options: dict[str, str] | None = None,
 ) -> ImageSegmenter:

@@ -21,6 +21,7 @@ from sparsespec.batch import Row
 from sparsespec.cli._progress import Progress
 from sparsespec.directions import Directions
 from sparsespec.models import get_model
+from tests.cli.conftest import bright_pixels
 
 Invoke = Callable[..., Result]
 
@@ -144,7 +145,8 @@ def test_parameters_are_handed_on_and_recorded(
     assert result.exit_code == 0
     assert fake_segmenter == [("default", 3, "paper", 7, {}, None)]
     assert record(tmp_path / "out")["parameters"] == {
-        "input": source, "output": str(tmp_path / "out"), "model": "default", "n_instances": 3, "method": "paper",
+        "input": source, "output": str(tmp_path / "out"), "model": "default", "provider": "auto",
+        "n_instances": 3, "method": "paper",
         "directions": "none", "directions_sha256": None, "workers": 1, "engine": "inline", "overlays": False,
         "overwrite": False, "seed": 7,
     }  # fmt: skip
@@ -152,6 +154,42 @@ def test_parameters_are_handed_on_and_recorded(
     invoke("run", "--input", source, "--output", tmp_path / "again", "--n-instances", "AUTO")
     assert fake_segmenter[1] == ("default", None, "sparse", 0, {}, "default")
     assert record(tmp_path / "again")["parameters"]["n_instances"] == "auto"
+
+
+def test_provider_is_handed_on_and_recorded(
+    invoke: Invoke, zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def build(ctx: object, *arguments: Any, **provider: Any) -> Any:
+        asked.append(provider)
+        return bright_pixels
+
+    monkeypatch.setattr("sparsespec.cli.run._segmenter", build)
+    options = ["--provider", "CUDA", "--provider-option", "device_id=1", "--provider-option", "a=b=c"]
+    result = invoke("run", "--input", zoo / "good" / "plain.jpg", "--output", tmp_path / "out", *options)
+    assert result.exit_code == 0
+    given = {"provider": "cuda", "provider_options": {"device_id": "1", "a": "b=c"}}
+    assert asked == [given]
+    parameters = record(tmp_path / "out")["parameters"]
+    assert {name: parameters[name] for name in given} == given
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--provider", "nope"], "unknown provider 'nope'; there are auto, cpu, cuda"),
+        (["--provider", "xnnpack"], "xnnpack (XnnpackExecutionProvider) isn't available here; available are"),
+        (["--provider-option", "device_id=1"], "device_id can't be given with the provider 'auto'"),
+        (["--provider", "cpu", "--provider-option", "x=1"], "x can't be given with the provider 'cpu': it has none"),
+        (["--provider", "cuda", "--provider-option", "x"], "'x' is not of the form KEY=VALUE"),
+    ],
+)
+def test_provider_that_cannot_be(invoke: Invoke, zoo: Path, tmp_path: Path, options: list[str], words: str) -> None:
+    result = invoke("run", "--input", zoo / "good" / "plain.jpg", "--output", tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -352,7 +390,7 @@ def test_interrupted(
             raise KeyboardInterrupt
         return __import__("types").SimpleNamespace(labels=np.zeros(image.shape[:2], int), scores=np.zeros(0), info={})
 
-    monkeypatch.setattr("sparsespec.cli.run._segmenter", lambda *_: stopping)
+    monkeypatch.setattr("sparsespec.cli.run._segmenter", lambda *_, **__: stopping)
     result = invoke("run", "--input", zoo / "good", "--output", tmp_path / "out")
     assert result.exit_code == 130
     assert result.stdout.startswith("interrupted: 2 done, 0 failed, 10 not reached, ")
@@ -362,7 +400,7 @@ def test_interrupted(
 def test_interrupted_before_the_first_image(
     invoke: Invoke, zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def impatient(*_: object) -> None:
+    def impatient(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sparsespec.cli.run._segmenter", impatient)
@@ -381,7 +419,7 @@ from sparsespec.cli import main
 def segment(image):
     os.kill(os.getpid(), signal.SIGINT)
     return types.SimpleNamespace(labels=np.zeros(image.shape[:2], int), scores=np.zeros(0), info={{}})
-run._segmenter = lambda *_: segment
+run._segmenter = lambda *_, **__: segment
 main(["run", "--input", {str(zoo / "good")!r}, "--output", {str(tmp_path / "out")!r}])
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
