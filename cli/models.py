@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ._build import build_command
+
 if TYPE_CHECKING:
     from sparsespec.models import ModelInfo
 
@@ -24,8 +26,12 @@ def models_group() -> None:
       sparsespec models list
       sparsespec models info dino-vits16
       sparsespec models pull dino-vits16 --precision int8
+      sparsespec models build export.onnx -o mine.onnx
       sparsespec models verify
     """
+
+
+models_group.add_command(build_command)
 
 
 @contextmanager
@@ -46,19 +52,20 @@ def _failures(ctx: click.Context) -> Iterator[None]:
 
 @models_group.command("list", short_help="One line for each model.")
 def list_command() -> None:
-    """Print one line for each model: its name, its size, whether it is installed, precision, licence, what it is.
+    """Print one line for each model: its name, size, whether it is installed, precisions, licence, what it is.
 
-    The size of a model that isn't installed is that of its download. Models that are pulled exist in float32, float16
-    and int8: see 'sparsespec models pull'.
+    The size of a model that isn't installed is that of its download.
     """
     from sparsespec.models import list_models
+    from sparsespec.models.registry import PRECISIONS
 
     rows = []
     for model in list_models():
         names = " or ".join((model.name, *model.aliases))
         state, size = _state(model)
         licence = model.licence.split()[0]
-        rows.append((names, f"{size / 1e6:.1f} MB", state, model.precision, licence, model.description))
+        precisions = model.precision if model.embedded else " ".join(PRECISIONS)
+        rows.append((names, f"{size / 1e6:.1f} MB", state, precisions, licence, model.description))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for row in rows:
         padded = [text.ljust(width) for text, width in zip(row[:5], widths, strict=True)]

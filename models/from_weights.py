@@ -195,14 +195,14 @@ def read_weights(
     parts = _sort_out(tensors, config)
     _refuse_incomplete(parts)
     patch = parts.outside["patch.weight"]
-    if patch.ndim != 4 or patch.shape[1] != 3 or patch.shape[2] != patch.shape[3]:
+    if patch.ndim != 4 or patch.shape[1] != 3 or patch.shape[2] != patch.shape[3] or not patch.size:
         raise UnrecognisedModelError(
             f"{_called(parts, 'patch.weight')} has the shape {patch.shape}: a patch embedding of square patches of an "
             "RGB image, (channels, 3, side, side), is wanted"
         )
     width = patch.shape[0]
     _refuse_wrong_shapes(parts, width)
-    _refuse_other_config(config, width, len(parts.blocks))
+    _refuse_other_config(parts, config, width)
     prefix, positions = _tokens(parts, width, _grid_in(config, patch.shape[-1]))
     epsilon = _epsilon(parts, config)
     activation = _activation(parts, config)
@@ -329,10 +329,14 @@ def _refuse_incomplete(parts: _Parts) -> None:
             f"the state dict is incomplete: block {gap} is missing, though there are {len(parts.blocks)} others, "
             f"up to {max(parts.blocks)}"
         )
-    missing = [] if "patch.bias" in parts.outside else [_called(parts, "patch.bias")]
-    wanted = _wanted_parts(parts)
+    wanted = ["patch.bias"]
+    if "class" not in parts.outside and _is_square(_rows(parts, "positions") - 1):
+        # A position without a token.
+        wanted.append("class")
+    missing = [_called(parts, name) for name in wanted if name not in parts.outside]
+    in_block = _wanted_parts(parts)
     for number, block in sorted(parts.blocks.items()):
-        missing += [_called(parts, name, number) for name in wanted if name not in block]
+        missing += [_called(parts, name, number) for name in in_block if name not in block]
     if missing:
         raise BuildError(f"the state dict is incomplete, {len(missing)} tensors are missing: {_some(missing)}")
 
@@ -387,8 +391,13 @@ def _is_packed(parts: _Parts, block: Mapping[str, Array]) -> bool:
     return block["fc1.weight"].ndim == 2 and len(block["fc1.weight"]) == 2 * block["fc2.weight"].shape[-1]
 
 
-def _refuse_other_config(config: Mapping[str, Any], width: int, blocks: int) -> None:
-    for name, there in (("hidden_size", width), ("num_hidden_layers", blocks)):
+def _refuse_other_config(parts: _Parts, config: Mapping[str, Any], width: int) -> None:
+    counts = {
+        "hidden_size": width,
+        "num_hidden_layers": len(parts.blocks),
+        "num_register_tokens": _rows(parts, "registers"),
+    }
+    for name, there in counts.items():
         if isinstance(config.get(name), int) and config[name] != there:
             raise BuildError(f"config.json says {name} = {config[name]}, but the weights have {there}: not its weights")
 
@@ -396,12 +405,15 @@ def _refuse_other_config(config: Mapping[str, Any], width: int, blocks: int) -> 
 # Tokens
 
 
+def _rows(parts: _Parts, name: str) -> int:
+    """Count the tokens or positions of a part; 0 where there is none."""
+    tensor = parts.outside.get(name)
+    return tensor.shape[-2] if tensor is not None and tensor.ndim > 1 else 0
+
+
 def _lacks_class_position(parts: _Parts) -> bool:
-    positions = parts.outside.get("positions")
-    if positions is None or positions.ndim < 2 or "class" not in parts.outside:
-        return False
-    rows = positions.shape[-2]
-    return _is_square(rows) and not _is_square(rows - 1)
+    rows = _rows(parts, "positions")
+    return "class" in parts.outside and _is_square(rows) and not _is_square(rows - 1)
 
 
 def _is_square(number: int) -> bool:

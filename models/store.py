@@ -309,10 +309,31 @@ class Store:
                 "'sparsespec models remove NAME --forget' forgets the recorded one"
             )
 
-    def record_model(self, file: str, entry: dict[str, Any]) -> None:
-        """Record a built model; what was recorded under its name before is replaced."""
+    def keep_model(self, file: str, built: Path, entry: dict[str, Any]) -> None:
+        """Put a finished model into its place and record it.
+
+        Parameters
+        ----------
+        file : str
+            Its name in the store.
+        built : path
+            The file, in the folder of models under another name; it is moved.
+        entry : dict
+            What to record beside ``size`` and ``sha256``, such as the ``name`` it is pulled by.
+
+        Raises
+        ------
+        StoreError
+            When the store can't be written.
+        """
         path = self.model_path(file)
+        entry = {**entry, "sha256": file_sha256(built), "size": built.stat().st_size}
+        # The record comes first: a file without one would be taken as it is.
         self.update_record(lambda record: record["models"].update({file: entry}))
+        try:
+            os.replace(built, path)
+        except OSError as error:
+            raise self.unwritable(path, error) from error
         _compared[os.path.abspath(path)] = _identity(path)
 
     def check_model(self, file: str, *, again: bool = False) -> Path:
@@ -355,7 +376,9 @@ class Store:
         if entry is None:
             # Somebody copied it here. Where nothing can be written, it is taken as it is.
             with suppress(StoreError):
-                self.record_model(file, {"sha256": sha256, "size": identity[0]})
+                self.update_record(
+                    lambda record: record["models"].update({file: {"sha256": sha256, "size": identity[0]}})
+                )
         elif entry["sha256"] != sha256:
             raise ChecksumError(
                 f"{str(path)!r} isn't what was built: its SHA-256 is {sha256}, {str(self.lock_file)!r} has "

@@ -182,7 +182,7 @@ def test_busy_for_ever(server: HubServer, commit: str, target: Path) -> None:
 def test_what_is_not_there(server: HubServer, commit: str, target: Path) -> None:
     with pytest.raises(DownloadError, match=r"no such repository .*\(status 401; no token is set in HF_TOKEN\)"):
         fetch("someone/nothing", FILE, target)
-    with pytest.raises(DownloadError, match=rf"resolve/main/other\.onnx: the server has no such file \(status 404\)"):
+    with pytest.raises(DownloadError, match=r"resolve/main/other\.onnx: the server has no such file \(status 404\)"):
         fetch(REPOSITORY, "other.onnx", target)
     with pytest.raises(DownloadError, match=r"no such revision \(status 404\)"):
         fetch(REPOSITORY, FILE, target, revision="0" * 40)
@@ -263,7 +263,7 @@ def test_only_data_is_downloaded(server: HubServer, target: Path, file: str) -> 
 
 @pytest.mark.parametrize("endpoint", ["huggingface.co", "file:///srv", "http://"])
 def test_an_endpoint_that_is_no_address(server: HubServer, target: Path, endpoint: str) -> None:
-    with pytest.raises(ValueError, match="endpoint must be an address such as https://huggingface.co"):
+    with pytest.raises(ValueError, match=r"endpoint must be an address such as https://huggingface.co"):
         fetch(REPOSITORY, FILE, target, endpoint=endpoint)
 
 
