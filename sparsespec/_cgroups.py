@@ -78,7 +78,11 @@ def _mounts(root: Path) -> list[_Mount]:
         # Without that list: where they usually are.
         top = PurePosixPath("/")
         usual = root / "sys/fs/cgroup"
-        mounts = [_Mount(True, top, usual), _Mount(False, top, usual / "cpu"), _Mount(False, top, usual / "cpu,cpuacct")]
+        mounts = [
+            _Mount(True, top, usual),
+            _Mount(False, top, usual / "cpu"),
+            _Mount(False, top, usual / "cpu,cpuacct"),
+        ]
     return mounts
 
 

@@ -17,7 +17,7 @@ _MOST_HELPERS = 1024
 
 
 class ForkError(RuntimeError):
-    """This process was forked from one that had used what it wants to use, and whose threads it doesn't have."""
+    """A forked process wants to use what its parent had used: the threads that belong to it exist there only."""
 
 
 def available_cpus() -> int:

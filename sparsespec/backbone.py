@@ -122,8 +122,8 @@ class Backbone:
     number of threads with one session and one copy of the weights; callers that come while ``concurrency`` of them are
     being served wait, in the order in which they came.
 
-    After :func:`os.fork`, or in a process of multiprocessing's method "fork", a Backbone that was not used before works;
-    one that was is refused, since a child has the parent's session but none of its threads.
+    In a forked process a Backbone works that was not used before the fork; one that was is refused, since its session
+    is there but none of its threads.
 
     Parameters
     ----------

@@ -65,7 +65,10 @@ def test_one_too_many_is_told_at_once() -> None:
     with turns.turn():
         waiter.start()
         wait_until(lambda: turns.waiting == 1)
-        with pytest.raises(BusyError, match=r"1 of 1 turns are taken and 1 callers are waiting, of at most 1"), turns.turn():
+        with (
+            pytest.raises(BusyError, match=r"1 of 1 turns are taken and 1 callers are waiting, of at most 1"),
+            turns.turn(),
+        ):
             pass
         assert (turns.served, turns.waiting) == (1, 1)
     waiter.join()
@@ -73,9 +76,8 @@ def test_one_too_many_is_told_at_once() -> None:
 
 def test_nobody_waits_where_nobody_may() -> None:
     turns = Turns(2, most_waiting=0)
-    with turns.turn(), turns.turn():
-        with pytest.raises(BusyError), turns.turn():
-            pass
+    with turns.turn(), turns.turn(), pytest.raises(BusyError), turns.turn():
+        pass
     with turns.turn():
         assert turns.served == 1
 
