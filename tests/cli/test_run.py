@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -183,7 +184,7 @@ def test_workers_share_the_processors(
 
     def build(*_: object, threads: int, workers: int) -> Any:
         shares.append((threads, workers))
-        return bright_pixels
+        return lambda image: SimpleNamespace(labels=np.zeros(image.shape[:2], int), scores=np.zeros(0), info={})
 
     monkeypatch.setattr("sparsespec.cli.run._segmenter", build)
     monkeypatch.setattr("sparsespec._threads.available_cpus", lambda: cpus)
@@ -391,7 +392,7 @@ def test_interrupted(
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
-        return __import__("types").SimpleNamespace(labels=np.zeros(image.shape[:2], int), scores=np.zeros(0), info={})
+        return SimpleNamespace(labels=np.zeros(image.shape[:2], int), scores=np.zeros(0), info={})
 
     monkeypatch.setattr("sparsespec.cli.run._segmenter", lambda *_, **__: stopping)
     result = invoke("run", "--input", zoo / "good", "--output", tmp_path / "out", "--workers", 1)
