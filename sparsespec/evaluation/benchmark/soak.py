@@ -72,8 +72,8 @@ def run(bench: Bench) -> list[Table]:
             row["remark"] = "this system doesn't say, or too few photographs"
         table.rows.append(row)
     table.notes.append(
-        f"Pictures of {_SMALLEST} to {_SIDE} pixels a side, each seen by the network at its own size. *Growth* is the slope"
-        f" of a line through the resident memory after every {_EVERY} photographs."
+        f"Pictures of {_SMALLEST} to {_SIDE} pixels a side, each seen by the network at its own size. *Growth* is the"
+        f" slope of a line through the resident memory after every {_EVERY} photographs."
     )
     return [table]
 
