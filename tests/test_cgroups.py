@@ -115,7 +115,12 @@ def test_the_smaller_of_quota_and_affinity(monkeypatch: pytest.MonkeyPatch, quot
     assert _threads.available_cpus() == expected
 
 
-_COUNT = "from sparsespec._threads import available_cpus; from sparsespec.backbone import Backbone\nimport sys\n{}\nprint(available_cpus(), Backbone().threads)"
+_COUNT = """
+from sparsespec._threads import available_cpus
+from sparsespec.backbone import Backbone
+{}
+print(available_cpus(), Backbone().threads)
+"""
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no scheduler affinity")

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
@@ -19,6 +20,23 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _parallel_lock = threading.Lock()
 _lost_to_fork = ""
+
+
+def _has_place_for_cache() -> bool:
+    """Tell whether Numba may look for a folder to keep compiled kernels in.
+
+    Without HOME, and for a user who has no entry in the system's list, as in many containers, it would make one called
+    "~" in the working directory.
+    """
+    beside = Path(__file__).parent
+    return (
+        any(os.environ.get(name) for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME"))
+        or os.path.expanduser("~") != "~"
+        or os.access(beside / "__pycache__" if (beside / "__pycache__").exists() else beside, os.W_OK)
+    )
+
+
+_CACHE = _has_place_for_cache()
 
 
 def kernel(*, parallel: bool = False, fastmath: bool = False) -> Callable[[_Function], _Function]:
@@ -40,7 +58,7 @@ def kernel(*, parallel: bool = False, fastmath: bool = False) -> Callable[[_Func
             "error_model": "numpy",
         }
         try:
-            compiled: _Function = numba.njit(cache=True, **options)(function)
+            compiled: _Function = numba.njit(cache=_CACHE, **options)(function)
         except RuntimeError:
             # Neither the package's folder nor the user's cache folder can be written: compile once per process instead.
             compiled = numba.njit(**options)(function)
