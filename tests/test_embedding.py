@@ -390,3 +390,48 @@ import sparsespec, sparsespec._cgroups, sparsespec._threads, sparsespec._turns, 
 print([name for name in ("onnxruntime", "numba", "scipy", "PIL") if name in sys.modules])
 """
     assert run_python(code) == "[]\n"
+
+
+# The page about it
+
+
+def test_the_server_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+    import json
+    import re
+    import urllib.error
+    import urllib.request
+
+    from PIL import Image
+
+    page = (Path(__file__).parents[1] / "docs" / "embedding.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(compile(code.replace("max_waiting=32", "max_waiting=0, concurrency=1"), "embedding.md", "exec"), names)
+    server, backbone = names["server"], names["backbone"]
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
+
+    def post(body: bytes) -> tuple[int, Any]:
+        request = urllib.request.Request(f"http://127.0.0.1:{server.server_port}/", data=body)
+        try:
+            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=120) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read())
+
+    try:
+        file = io.BytesIO()
+        Image.fromarray(picture(80, 120)).save(file, "png")
+        status, content = post(file.getvalue())
+        assert status == 200
+        assert len(content["boxes"]) == len(content["scores"])
+        assert post(b"no image")[0] == 400
+        with backbone.turn():
+            status, content = post(file.getvalue())
+        assert (status, "turns are taken" in content["error"]) == (503, True)
+    finally:
+        server.shutdown()
+        serving.join()
+        server.server_close()
