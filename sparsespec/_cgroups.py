@@ -76,12 +76,12 @@ def _mounts(root: Path) -> list[_Mount]:
             mounts.append(_Mount(kind[0] == "cgroup2", PurePosixPath(top), root / folder.lstrip("/")))
     if not mounts:
         # Without that list: where they usually are.
-        top = PurePosixPath("/")
+        whole = PurePosixPath("/")
         usual = root / "sys/fs/cgroup"
         mounts = [
-            _Mount(True, top, usual),
-            _Mount(False, top, usual / "cpu"),
-            _Mount(False, top, usual / "cpu,cpuacct"),
+            _Mount(True, whole, usual),
+            _Mount(False, whole, usual / "cpu"),
+            _Mount(False, whole, usual / "cpu,cpuacct"),
         ]
     return mounts
 
