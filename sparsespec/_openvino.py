@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparsespec._threads import available_cpus
 from sparsespec.providers import OPENVINO, ProviderError
 
 NAME = "OpenVINO"
@@ -23,8 +22,8 @@ _KERNELS_KEPT = 64
 class OpenVinoSession:
     """A compiled model, to be run by several threads at a time.
 
-    A run takes a request, of which there are as many as runs can go on at the same time on the processors granted;
-    the next caller waits for one of them.
+    A run takes a request, of which there are as many as runs are to go on at the same time; the next caller waits for
+    one of them.
 
     Parameters
     ----------
@@ -32,12 +31,14 @@ class OpenVinoSession:
         Path of an ONNX file, or what would stand in one.
     threads
         Threads of one run.
+    at_once
+        Runs at the same time.
     options
         Properties of OpenVINO, such as ``INFERENCE_PRECISION_HINT``, in any case; ``DEVICE`` is the device, CPU unless
         given.
     """
 
-    def __init__(self, model: str | bytes, threads: int, options: Mapping[str, str]) -> None:
+    def __init__(self, model: str | bytes, threads: int, at_once: int, options: Mapping[str, str]) -> None:
         # Its message to its makers at each import is sent by a package of its own, which asks for this.
         os.environ.setdefault("OPENVINO_TELEMETRY_OPT_OUT", "1")
         try:
@@ -49,7 +50,6 @@ class OpenVinoSession:
             ) from error
         given = {key.upper(): value for key, value in options.items()}
         self._device = given.pop("DEVICE", "CPU").upper()
-        at_once = max(1, available_cpus() // threads)
         properties: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
         if self._device == "CPU":
             properties |= {

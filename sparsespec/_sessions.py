@@ -41,7 +41,7 @@ _said: set[str] = set()
 _said_lock = threading.Lock()
 
 
-def open_session(path: str, precision: str, choice: Choice, threads: int) -> Any:
+def open_session(path: str, precision: str, choice: Choice, threads: int, at_once: int = 1) -> Any:
     """Open a session for a model of this package.
 
     Parameters
@@ -54,6 +54,8 @@ def open_session(path: str, precision: str, choice: Choice, threads: int) -> Any
         What to run it on, see :func:`sparsespec.providers.choose`.
     threads
         Of one run on the CPU.
+    at_once
+        Runs that go on at the same time.
 
     Returns
     -------
@@ -68,7 +70,7 @@ def open_session(path: str, precision: str, choice: Choice, threads: int) -> Any
         Without ONNX Runtime.
     """
     if choice.name == OPENVINO.name:
-        return _open_openvino(path, precision, choice, threads)
+        return _open_openvino(path, precision, choice, threads, at_once)
     onnxruntime = import_onnxruntime()
     available = onnxruntime.get_available_providers()
     if choice.name == AUTO:
@@ -220,7 +222,7 @@ def graph_for(path: str, precision: str, provider: Provider, asked: str | None) 
         ) from error
 
 
-def _open_openvino(path: str, precision: str, choice: Choice, threads: int) -> Any:
+def _open_openvino(path: str, precision: str, choice: Choice, threads: int, at_once: int) -> Any:
     from importlib.util import find_spec
 
     if find_spec("openvino") is None:
@@ -231,7 +233,7 @@ def _open_openvino(path: str, precision: str, choice: Choice, threads: int) -> A
             raise ProviderError(missing_message(OPENVINO, available))
         return _open_one(onnxruntime, available, OPENVINO, path, precision, choice, threads)
     session = OpenVinoSession(
-        graph_for(path, precision, OPENVINO, choice.graph_precision), threads, dict(choice.options)
+        graph_for(path, precision, OPENVINO, choice.graph_precision), threads, at_once, dict(choice.options)
     )
     _say_once(logging.INFO, f"{OPENVINO_NAME} computes in {session.precision}")
     return session

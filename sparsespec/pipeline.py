@@ -160,7 +160,8 @@ class Segmentation:
 class Segmenter:
     """Cuts images into object instances; made once, called for every image.
 
-    Thread-safe, and cheap to send to other processes: the model is opened on first use, once in each.
+    Any number of threads can call it; so many images are segmented at once as its Backbone has ``concurrency``, and
+    each gives the same bytes as alone. Cheap to send to other processes: the model is opened on first use in each.
 
     Parameters
     ----------
@@ -275,11 +276,13 @@ class Segmenter:
         ValueError
             When the array isn't an image, has fewer pixels or tokens than the instances asked for, or ``out`` doesn't
             fit.
+        BusyError, ForkError
+            See :meth:`sparsespec.backbone.Backbone.turn`: an image takes one turn, and is segmented within it.
         """
-        clock = _Clock()
         pixels = as_pixels(image)
         run = self._sparse if self._method == "sparse" else self._paper
-        with limited_threads(self._backbone.threads):
+        with self._backbone.turn(), limited_threads(self._backbone.threads):
+            clock = _Clock()
             found = run(pixels, clock, out)
             with clock("refine"):
                 scores, boxes, order = _in_order(found.labels, found.scores)

@@ -525,26 +525,6 @@ def test_spawned_process(net: Backbone) -> None:
     np.testing.assert_array_equal(found.keys, expected)
 
 
-_FORK = """
-import os, sys, numpy as np
-from sparsespec.backbone import Backbone
-net = Backbone(threads=2)
-image = np.random.default_rng(0).random((42, 56, 3), np.float32)
-expected = net.features(image).keys
-child = os.fork()
-if child == 0:
-    os._exit(0 if np.array_equal(net.features(image).keys, expected) else 3)
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_forked_process() -> None:
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", _FORK], timeout=120, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 _GROWTH = """
 import numpy as np
 from pathlib import Path

@@ -17,7 +17,8 @@ import sparsespec
 HEAVY = ("onnxruntime", "numba", "scipy", "skimage", "pyamg", "imageio", "PIL")
 # Each may import those before it and its own part of the package; a tuple shares one place.
 ORDER: list[tuple[str, ...]] = [
-    ("_threads", "_checks", "_mapped", "_tiff"),
+    ("_cgroups",),
+    ("_threads", "_turns", "_checks", "_mapped", "_tiff"),
     ("_kernels",),
     ("_multigrid",),
     ("_eigensolvers", "position_table", "resample", "images"),

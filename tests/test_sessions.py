@@ -357,7 +357,7 @@ def test_openvino_gives_the_same_features(tiny: Any, shape: tuple[int, int]) -> 
 
 @needs_openvino
 def test_openvino_says_what_it_computes_in(tiny: Any) -> None:
-    session = _openvino.OpenVinoSession(str(tiny()), 1, {"inference_precision_hint": "f32"})
+    session = _openvino.OpenVinoSession(str(tiny()), 1, 1, {"inference_precision_hint": "f32"})
     assert session.precision in ("f32", "float32")
 
 
@@ -428,4 +428,4 @@ def test_openvino_of_onnx_runtime_stands_in(machine: Any, tiny: Any, monkeypatch
 def test_openvino_that_cannot_be_imported(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ProviderError, match=r"can't be imported.*pip install 'sparsespec\[openvino\]'"):
-        _openvino.OpenVinoSession(str(tiny()), 1, {})
+        _openvino.OpenVinoSession(str(tiny()), 1, 1, {})

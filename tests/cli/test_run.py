@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -170,7 +171,7 @@ def test_provider_is_handed_on_and_recorded(
     result = invoke("run", "--input", zoo / "good" / "plain.jpg", "--output", tmp_path / "out", *options)
     assert result.exit_code == 0
     given = {"provider": "cuda", "provider_options": {"device_id": "1", "a": "b=c"}}
-    assert asked == [given]
+    assert [{name: each[name] for name in given} for each in asked] == [given]
     parameters = record(tmp_path / "out")["parameters"]
     assert {name: parameters[name] for name in given} == given
 
@@ -190,6 +191,47 @@ def test_provider_that_cannot_be(invoke: Invoke, zoo: Path, tmp_path: Path, opti
     assert result.exit_code == 2
     assert words in " ".join(result.stderr.split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("cpus", "options", "expected"),
+    [
+        (1, (), (1, 1)),
+        (2, (), (1, 2)),
+        (9, (), (2, 4)),
+        (9, ("--workers", "1"), (9, 1)),
+        (2, ("--workers", "3"), (1, 3)),
+        (9, ("--workers", "40"), (1, 12)),
+        (9, ("--workers", "AUTO", "--long-side", "672"), (2, 4)),
+        (9, ("--long-side", "673"), (9, 1)),
+        (9, ("--scale", "0.1"), (9, 1)),
+        (9, ("--megapixels", "4"), (9, 1)),
+        (9, ("--megapixels", "4", "--workers", "3"), (3, 3)),
+    ],
+)
+def test_workers_share_the_processors(
+    invoke: Invoke,
+    zoo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cpus: int,
+    options: tuple[str, ...],
+    expected: tuple[int, int],
+) -> None:
+    shares = []
+
+    def build(*_: object, threads: int, workers: int, **__: object) -> Any:
+        shares.append((threads, workers))
+        return lambda image: SimpleNamespace(labels=np.zeros(image.shape[:2], int), scores=np.zeros(0), info={})
+
+    monkeypatch.setattr("sparsespec.cli.run._segmenter", build)
+    monkeypatch.setattr("sparsespec._threads.available_cpus", lambda: cpus)
+    # Twelve images: more workers would have nothing to do.
+    assert invoke("run", "--input", zoo / "good", "--output", tmp_path / "out", *options).exit_code == 0
+    assert shares == [expected]
+    saved = record(tmp_path / "out")
+    assert saved["parameters"]["workers"] == expected[1]
+    assert saved["totals"]["done"] == 12
 
 
 @pytest.mark.parametrize(
@@ -252,8 +294,8 @@ def test_used_output_needs_overwrite(invoke: Invoke, fake_segmenter: object, zoo
         (("--input", "{zoo}", "--n-instances", "2.5"), "'2.5' is neither"),
         (("--input", "{zoo}", "--method", "paper"), "--n-instances N"),
         (("--input", "{zoo}", "--method", "magic"), "'magic' is not one of 'sparse', 'paper'"),
-        (("--input", "{zoo}", "--workers", "2"), "'inline' works on one"),
-        (("--input", "{zoo}", "--workers", "0"), "0 is not in the range x>=1"),
+        (("--input", "{zoo}", "--workers", "0"), "'--workers': 0 is too small: give 'auto' or a number from 1 on"),
+        (("--input", "{zoo}", "--workers", "all"), "'--workers': 'all' is neither 'auto' nor a whole number"),
         (("--input", "{zoo}", "--engine", "processes"), "'processes' is not available in this version"),
         (("--input", "{zoo}", "--engine", "dask"), "'dask' is not available in this version"),
         (("--input", "{zoo}", "--engine", "spark"), "'spark' is not"),
@@ -388,10 +430,10 @@ def test_interrupted(
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
-        return __import__("types").SimpleNamespace(labels=np.zeros(image.shape[:2], int), scores=np.zeros(0), info={})
+        return SimpleNamespace(labels=np.zeros(image.shape[:2], int), scores=np.zeros(0), info={})
 
     monkeypatch.setattr("sparsespec.cli.run._segmenter", lambda *_, **__: stopping)
-    result = invoke("run", "--input", zoo / "good", "--output", tmp_path / "out")
+    result = invoke("run", "--input", zoo / "good", "--output", tmp_path / "out", "--workers", 1)
     assert result.exit_code == 130
     assert result.stdout.startswith("interrupted: 2 done, 0 failed, 10 not reached, ")
     assert record(tmp_path / "out")["state"] == "interrupted"
