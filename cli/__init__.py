@@ -14,6 +14,7 @@ import click
 import sparsespec
 
 from .bench import bench_command
+from .doctor import doctor_command
 from .evaluate import eval_command
 from .fit import fit_command
 from .models import models_group
@@ -73,3 +74,4 @@ main.add_command(models_group)
 main.add_command(fit_command)
 main.add_command(eval_command)
 main.add_command(bench_command)
+main.add_command(doctor_command)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ._progress import Progress
+from ._provider import provider_options as with_provider
 from .run import open_backbone
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ _FEW = 20
     metavar="NAME|FILE",
     help="The network that the directions are for: a name of 'sparsespec models list', or an .onnx file.",
 )
+@with_provider
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
@@ -72,6 +74,8 @@ def fit_command(
     source: str,
     output: Path,
     model: str,
+    provider: str,
+    provider_options: dict[str, str],
     limit: int,
     long_side: int | None,
     threads: int | None,
@@ -105,7 +109,7 @@ def fit_command(
         inputs = find_inputs(source)
     except InputsError as error:
         raise click.UsageError(f"{error}.", ctx) from error
-    backbone = open_backbone(ctx, model, threads)
+    backbone = open_backbone(ctx, model, threads, provider=provider, provider_options=provider_options)
 
     from sparsespec._threads import limited_threads
     from sparsespec.fitting import fit_directions

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ._progress import Progress
+from ._provider import provider_options as with_provider
 
 if TYPE_CHECKING:
     from sparsespec.backbone import Backbone
@@ -21,9 +23,11 @@ __all__ = ["open_backbone", "run_command"]
 
 _SOME_FAILED = 1
 _INTERRUPTED = 130
+_MOST_WORKERS = 4
+_LARGE_SIDE = 672
 
 
-class InstanceCount(click.ParamType):
+class Count(click.ParamType):
     """``auto`` or a whole number from 1 on."""
 
     name = "count"
@@ -115,9 +119,10 @@ class PositiveNumber(click.ParamType):
     metavar="NAME|FILE",
     help="A name of 'sparsespec models list', or an .onnx file.",
 )
+@with_provider
 @click.option(
     "--n-instances",
-    type=InstanceCount(),
+    type=Count(),
     default="auto",
     show_default=True,
     help="Objects in each image: found out from the image, or given.",
@@ -139,11 +144,11 @@ class PositiveNumber(click.ParamType):
 )
 @click.option(
     "--workers",
-    type=click.IntRange(min=1),
-    default=1,
+    type=Count(),
+    default="auto",
     show_default=True,
-    metavar="N",
-    help="Images at the same time. The engine 'inline' works on one, with all processors.",
+    help="Images at the same time, each with its share of the processors; 'auto' is two or more where there are as many"
+    " processors, unless the network is to see images larger than usual. Results don't depend on it.",
 )
 @click.option("--engine", type=Engine(["inline"]), default="inline", show_default=True, help="How work is spread.")
 @click.option(
@@ -190,10 +195,12 @@ def run_command(
     source: str,
     output: Path,
     model: str,
+    provider: str,
+    provider_options: dict[str, str],
     n_instances: int | None,
     method: str,
     directions: str | None,
-    workers: int,
+    workers: int | None,
     engine: str,
     long_side: int | None,
     scale: float | None,
@@ -221,6 +228,7 @@ def run_command(
       sparsespec run --input cat.jpg --output cat/ --n-instances 1
       sparsespec run --input 'scans/2024-*/*.tif' --output out/ --no-overlays
       sparsespec run --input mosaic.tif --output mosaic/ --megapixels 4
+      sparsespec run --input photos/ --provider cuda --provider-option device_id=1
       sparsespec run --input fish/ --output out/ --directions fish.npz
 
     Exit codes: 0 all images done, 1 some failed, 2 wrong usage, 130 interrupted.
@@ -235,12 +243,6 @@ def run_command(
         raise click.UsageError("--method paper needs the number of objects: add --n-instances N.", ctx)
     if method == "paper" and directions not in ("default", None):
         raise click.UsageError("--method paper uses no directions: leave --directions out.", ctx)
-    if workers > 1:
-        raise click.UsageError(
-            f"--workers {workers} needs an engine that works on several images; 'inline' works on one, with all"
-            " processors: leave --workers at 1.",
-            ctx,
-        )
     size = _size(ctx, long_side, scale, megapixels)
     try:
         inputs = find_inputs(source, output=output)
@@ -248,15 +250,32 @@ def run_command(
         raise click.UsageError(f"{error}.", ctx) from error
     if method == "paper":
         directions = None
-    segmenter = _segmenter(ctx, model, n_instances, method, seed, size, directions)
+    from sparsespec._threads import available_cpus
+
+    cpus = available_cpus()
+    at_once = _workers(cpus, size) if workers is None else workers
+    at_once = min(at_once, len(inputs.images)) or 1
+    # Of each worker; before Numba is loaded, which otherwise starts a thread for each processor of the machine.
+    threads = max(1, cpus // at_once)
+    if "numba" not in sys.modules:
+        os.environ.setdefault("NUMBA_NUM_THREADS", str(threads))
+    running: dict[str, Any] = {
+        "provider": provider,
+        "provider_options": provider_options,
+        "threads": threads,
+        "workers": at_once,
+    }
+    segmenter = _segmenter(ctx, model, n_instances, method, seed, size, directions, **running)
     parameters = {
         "input": source,
         "output": str(output),
         "model": model,
+        "provider": provider,
+        **({"provider_options": provider_options} if provider_options else {}),
         "n_instances": "auto" if n_instances is None else n_instances,
         "method": method,
         **_recorded(directions, model),
-        "workers": workers,
+        "workers": at_once,
         "engine": engine,
         **size,
         **({} if max_megapixels is None else {"max_megapixels": max_megapixels}),
@@ -274,6 +293,7 @@ def run_command(
                 overwrite=overwrite,
                 overlays=not no_overlays,
                 max_pixels=DEFAULT_MAX_PIXELS if max_megapixels is None else max(1, round(max_megapixels * 1e6)),
+                workers=at_once,
                 parameters=parameters,
                 progress=progress.update,
             )
@@ -287,6 +307,12 @@ def run_command(
         ctx.exit(_INTERRUPTED)
     if result.count("failed"):
         ctx.exit(_SOME_FAILED)
+
+
+def _workers(cpus: int, size: dict[str, int | float]) -> int:
+    """Choose how many images to work on at once: memory grows with that, and with what the network sees."""
+    usual = not size or size.get("long_side", _LARGE_SIDE + 1) <= _LARGE_SIDE
+    return min(cpus, _MOST_WORKERS) if usual else 1
 
 
 def _size(
@@ -311,9 +337,14 @@ def _segmenter(
     seed: int,
     size: dict[str, int | float],
     directions: str | None,
+    *,
+    provider: str,
+    provider_options: dict[str, str],
+    threads: int,
+    workers: int,
 ) -> ImageSegmenter:
     """Build the segmenter and open its model, so that what is wrong with either is said before the first image."""
-    backbone = open_backbone(ctx, model)
+    backbone = open_backbone(ctx, model, threads, workers, provider=provider, provider_options=provider_options)
     from sparsespec.pipeline import Segmenter
 
     options: dict[str, Any] = dict(size)
@@ -323,16 +354,32 @@ def _segmenter(
         raise click.UsageError(f"{_one_line(error)}.", ctx) from error
 
 
-def open_backbone(ctx: click.Context, model: str, threads: int | None = None) -> Backbone:
-    """Open a model; what is wrong with it is wrong usage."""
+def open_backbone(
+    ctx: click.Context,
+    model: str,
+    threads: int | None = None,
+    concurrency: int | None = None,
+    *,
+    provider: str = "auto",
+    provider_options: dict[str, str] | None = None,
+) -> Backbone:
+    """Open a model; what is wrong with it, or with what should run it, is wrong usage."""
     from sparsespec.models import resolve
+    from sparsespec.providers import ProviderError, choose
 
+    try:
+        choose(provider, provider_options)
+    except ValueError as error:
+        raise click.UsageError(f"{_one_line(error)}.", ctx) from error
     try:
         resolve(model)  # cheap: a misspelt name is answered before anything heavy is imported
         from sparsespec.backbone import Backbone
 
-        backbone = Backbone(model, threads=threads)
+        running: dict[str, Any] = {"provider": provider, "provider_options": provider_options}
+        backbone = Backbone(model, threads=threads, concurrency=concurrency, **running)
         _ = backbone.providers
+    except ProviderError as error:
+        raise click.UsageError(f"{_one_line(error)}.", ctx) from error
     except Exception as error:  # ONNX Runtime has exceptions of its own for a file that it cannot open
         raise click.UsageError(f"cannot use the model '{model}': {_one_line(error)}", ctx) from error
     return backbone

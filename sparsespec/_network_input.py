@@ -25,9 +25,6 @@ class _DefaultSide(int):
 
 NO_SIDE_GIVEN = _DefaultSide(DEFAULT_LONG_SIDE)
 
-# A session must not be destroyed in a forked child: it would wait for threads that only the parent has.
-_ORPHANS: list[Any] = []
-
 
 class UnitPixels:
     """A pixel source, or an array as one, whose parts are float32 in [0, 1]."""

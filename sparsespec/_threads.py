@@ -9,19 +9,22 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
-_CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
-_CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
+from sparsespec._cgroups import cpu_quota
+
 # More than any machine has: threads are started as they are needed, and wait for more work.
 _MOST_HELPERS = 1024
+
+
+class ForkError(RuntimeError):
+    """A forked process wants to use what its parent had used: the threads that belong to it exist there only."""
 
 
 def available_cpus() -> int:
     """Count the processors granted to this process.
 
-    The smallest of the scheduler affinity and the control group's quota, since libraries that ask the operating system
-    for "all cores" take the host's and ignore both.
+    The smallest of the scheduler affinity and the quota of the control groups it is in, since libraries that ask the
+    operating system for "all cores" take the host's and ignore both. Part of a processor counts as one.
 
     Returns
     -------
@@ -32,24 +35,10 @@ def available_cpus() -> int:
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
-    quota = _cgroup_quota()
+    quota = cpu_quota()
     if quota is not None:
-        count = min(count, max(1, math.ceil(quota)))
+        count = min(count, math.ceil(quota))
     return max(1, count)
-
-
-def _cgroup_quota() -> float | None:
-    try:
-        limit, period = _CGROUP_V2.read_text().split()[:2]
-        return None if limit == "max" else float(limit) / float(period)
-    except (OSError, ValueError, ZeroDivisionError):
-        pass
-    try:
-        limit_us = float((_CGROUP_V1 / "cpu.cfs_quota_us").read_text())
-        period_us = float((_CGROUP_V1 / "cpu.cfs_period_us").read_text())
-        return limit_us / period_us if limit_us > 0 and period_us > 0 else None
-    except (OSError, ValueError):
-        return None
 
 
 @functools.cache

@@ -15,9 +15,12 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,16 +36,19 @@ from sparsespec._network_input import (
     fit_to_grid,
     wanted_scale,
 )
-from sparsespec._sessions import ProviderError
-from sparsespec._threads import available_cpus
+from sparsespec._threads import ForkError, available_cpus
 from sparsespec._tiling import TILE_TOKENS, View, add_smoothly, overlap_for, ramp, token_tiles, views_of
+from sparsespec._turns import BusyError, Turns
 from sparsespec.models import read_trunk_metadata, resolve
 from sparsespec.position_table import positions_at, resize_positions
+from sparsespec.providers import AUTO, ProviderError, choose
 
 __all__ = [
     "DEFAULT_LONG_SIDE",
     "DEFAULT_MAX_TOKENS",
     "Backbone",
+    "BusyError",
+    "ForkError",
     "ProviderError",
     "TokenFeatures",
     "fit_to_grid",
@@ -56,8 +62,7 @@ DEFAULT_MAX_TOKENS = 8192
 """Tokens of one run of the network; a larger grid is run in tiles."""
 
 _TABLES_KEPT = 4
-# A session must not be destroyed in a forked child: it would wait for threads that only the parent has.
-_ORPHANS: list[Any] = []
+_ALL: weakref.WeakSet[Backbone] = weakref.WeakSet()
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,16 +119,25 @@ class TokenFeatures:
 class Backbone:
     """A ViT trunk that turns images into token features.
 
-    The ONNX session is opened on first use, once per process: after pickling into another process, and after a fork,
-    a new one is opened. One instance can be used from several threads.
+    The ONNX session is opened on first use, and again after pickling into another process. One instance serves any
+    number of threads with one session and one copy of the weights; callers that come while ``concurrency`` of them are
+    being served wait, in the order in which they came.
+
+    In a forked process a Backbone works that was not used before the fork; one that was is refused, since its session
+    is there but none of its threads.
 
     Parameters
     ----------
     model : str or path, default "default"
         A name of the registry or the path of an .onnx file made by :mod:`sparsespec.models.build`.
-    providers : sequence of str, optional
-        Execution providers of ONNX Runtime to use, best first; each must be there. The default takes CUDA, then the
-        platform's own (Core ML on macOS, DirectML on Windows), then the CPU, as far as they are installed.
+    provider : str, default "auto"
+        What runs the network: "cpu", "cuda", "openvino" and others, see :data:`sparsespec.providers.PROVIDERS`, or ONNX
+        Runtime's own name of an execution provider. One that was named has to be there, to start and to be used. "auto"
+        takes CUDA, then the platform's own (Core ML on macOS, DirectML on Windows), then the CPU, the first that is
+        installed and starts.
+    provider_options : mapping of str to str, int, float or bool, optional
+        Options of that provider, such as ``{"device_id": 1}``, handed to it as they are; beside them
+        ``graph_precision``, see :mod:`sparsespec.providers`.
     threads : int, optional
         Threads of one run; the default is the number of processors granted to this process.
     max_tokens : int, default 8192
@@ -132,50 +146,65 @@ class Backbone:
     block : int, optional
         The block whose queries, keys and values are wanted: zero-based, or negative to count from the network's last.
         The file must have been built with it. The default is the last one that the file gives.
+    concurrency : int, optional
+        Callers served at once, each with ``threads`` threads and memory of its own for one image. The default is what
+        the processors granted to this process are enough for: their number over ``threads``, at least 1.
+    max_waiting : int, optional
+        Callers that may wait while others are served; one more gets a BusyError at once. By default any number waits.
 
     Raises
     ------
     UnknownModelError, ModelFormatError
         When the model isn't known, isn't there or isn't a model of ours.
     ValueError
-        On a thread or token count out of range, or a block that the file doesn't give.
+        On a number of threads, tokens or callers out of range, a block that the file doesn't give, an unknown provider
+        or options that can't be its.
     """
 
     def __init__(
         self,
         model: str | os.PathLike[str] = "default",
         *,
-        providers: Sequence[str] | None = None,
+        provider: str = AUTO,
+        provider_options: Mapping[str, Any] | None = None,
         threads: int | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
         block: int | None = None,
+        concurrency: int | None = None,
+        max_waiting: int | None = None,
     ) -> None:
+        if concurrency is not None and concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1 or None, got {concurrency!r}")
+        if max_waiting is not None and max_waiting < 0:
+            raise ValueError(f"max_waiting must be at least 0 or None, got {max_waiting!r}")
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1 or None, got {threads!r}")
         if max_tokens < 16:
             raise ValueError(f"max_tokens must be at least 16, got {max_tokens!r}")
-        if isinstance(providers, str):
-            raise ValueError(f"providers must be a sequence of names such as [{providers!r}], not one string")
-        if providers is not None and not providers:
-            raise ValueError("providers must name at least one execution provider, or be None")
+        self._choice = choose(provider, provider_options)
         self._path = resolve(model)
         self._metadata = read_trunk_metadata(self._path)
         self._outputs = self._metadata.outputs(block)
-        self._asked = None if providers is None else tuple(providers)
         self._threads = available_cpus() if threads is None else int(threads)
         self._max_tokens = int(max_tokens)
+        self._concurrency = max(1, available_cpus() // self._threads) if concurrency is None else int(concurrency)
+        self._max_waiting = None if max_waiting is None else int(max_waiting)
         self._reset()
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._pid = os.getpid()
+        self._forked_from: int | None = None
         self._session: Any = None
+        self._used = False
+        self._turns = Turns(self._concurrency, self._max_waiting)
+        self._mine = threading.local()
         self._tables: OrderedDict[tuple[int, ...], _Floats] = OrderedDict()
+        _ALL.add(self)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         # The metadata hold the position table, two megabytes; the other process reads them from the file again.
-        for name in ("_lock", "_pid", "_session", "_tables", "_metadata"):
+        for name in ("_lock", "_forked_from", "_session", "_used", "_turns", "_mine", "_tables", "_metadata"):
             del state[name]
         return state
 
@@ -185,12 +214,25 @@ class Backbone:
         self._reset()
 
     def __repr__(self) -> str:
-        return f"Backbone({self.name!r}, threads={self._threads}, max_tokens={self._max_tokens})"
+        return (
+            f"Backbone({self.name!r}, threads={self._threads}, max_tokens={self._max_tokens},"
+            f" concurrency={self._concurrency}, max_waiting={self._max_waiting})"
+        )
 
     @property
     def name(self) -> str:
         """Name of the model, as its file says it."""
         return self._metadata.name
+
+    @property
+    def path(self) -> Path:
+        """The file of the model."""
+        return Path(self._path)
+
+    @property
+    def precision(self) -> str:
+        """Numbers that the file holds its weights in: ``float32``, ``float16`` or ``int8``."""
+        return self._metadata.precision
 
     @property
     def source_sha256(self) -> str:
@@ -211,6 +253,42 @@ class Backbone:
     def threads(self) -> int:
         """Threads of one run."""
         return self._threads
+
+    @property
+    def concurrency(self) -> int:
+        """Callers served at once."""
+        return self._concurrency
+
+    @property
+    def max_waiting(self) -> int | None:
+        """Callers that may wait; None for any number."""
+        return self._max_waiting
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for one of the ``concurrency`` turns, and keep it for all that the calling thread does inside.
+
+        :meth:`features` takes a turn for itself; inside, in the same thread, it takes no other. A
+        :class:`~sparsespec.Segmenter` takes one for each image, from its first pixel to its last label, so that no more
+        images are at work, and no more memory is in use, than ``concurrency`` says.
+
+        Raises
+        ------
+        BusyError
+            At once, when ``max_waiting`` callers wait already.
+        ForkError
+            In a process that was forked after the model had been used.
+        """
+        self._refuse_after_fork()
+        if getattr(self._mine, "turn", False):
+            yield
+            return
+        with self._turns.turn():
+            self._mine.turn = True
+            try:
+                yield
+            finally:
+                self._mine.turn = False
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -269,9 +347,17 @@ class Backbone:
             Without ONNX Runtime.
         ProviderError
             When a provider that was asked for can't be used.
+        BusyError
+            At once, when ``max_waiting`` callers wait already.
+        ForkError
+            In a process that was forked after the model had been used.
         """
         source = UnitPixels(image)
         fitted = fit(source, wanted_scale(source.shape, long_side, scale, megapixels), self.patch_size)
+        with self.turn():
+            return self._features(source, fitted)
+
+    def _features(self, source: UnitPixels, fitted: Fitted) -> TokenFeatures:
         start = time.perf_counter()
         session = self._open()
         tokens = fitted.grid[0] * fitted.grid[1]
@@ -363,11 +449,40 @@ class Backbone:
         return rows
 
     def _open(self) -> Any:
-        if self._pid != os.getpid():
-            if self._session is not None:
-                _ORPHANS.append(self._session)
-            self._reset()
+        self._refuse_after_fork()
         with self._lock:
             if self._session is None:
-                self._session = _sessions.open_session(os.fspath(self._path), self._asked, self._threads)
+                self._used = True
+                self._session = _sessions.open_session(
+                    os.fspath(self._path), self._metadata.precision, self._choice, self._threads, self._concurrency
+                )
             return self._session
+
+    def _refuse_after_fork(self) -> None:
+        if self._forked_from is not None:
+            raise ForkError(
+                f"the model {self.name!r} had been used in process {self._forked_from} before this process was forked"
+                " from it, and its session's threads don't survive that: start processes with"
+                ' multiprocessing.get_context("spawn"), make the Backbone or Segmenter in the forked process, or don\'t'
+                " use it before the fork"
+            )
+
+    def _after_fork(self) -> None:
+        if not self._used:
+            self._reset()  # another thread may have held its locks
+            return
+        self._forked_from = os.getppid()
+        if self._session is not None:
+            import ctypes
+
+            # It must never be destroyed here, not even at exit: that would wait for the parent's threads for ever.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+
+
+def _after_fork() -> None:
+    for each in list(_ALL):
+        each._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -160,7 +160,8 @@ class Segmentation:
 class Segmenter:
     """Cuts images into object instances; made once, called for every image.
 
-    Thread-safe, and cheap to send to other processes: the model is opened on first use, once in each.
+    Any number of threads can call it; so many images are segmented at once as its Backbone has ``concurrency``, and
+    each gives the same bytes as alone. Cheap to send to other processes: the model is opened on first use in each.
 
     Parameters
     ----------
@@ -179,7 +180,7 @@ class Segmenter:
         Size of the network's input, one of: pixels along the image's longer side (448 where nothing is given), network
         pixels per pixel of the image (1 for its own resolution), or at most so many million network pixels. Labels have
         the size of the image in any case.
-    providers, threads
+    provider, provider_options, threads
         See :class:`~sparsespec.backbone.Backbone`; not with a Backbone as the model.
     directions
         Of the network, fitted without labels (:mod:`sparsespec.directions`): "default" takes those that come with the
@@ -214,7 +215,8 @@ class Segmenter:
         long_side: int | None = None,
         scale: float | None = None,
         megapixels: float | None = None,
-        providers: Sequence[str] | None = None,
+        provider: str = "auto",
+        provider_options: Mapping[str, Any] | None = None,
         threads: int | None = None,
         directions: Directions | str | os.PathLike[str] | None = "default",
         settings: Settings | None = None,
@@ -226,11 +228,11 @@ class Segmenter:
         elif method == "paper":
             raise ValueError('method="paper" needs n_instances: the published method has to be told the count')
         if isinstance(model, Backbone):
-            if providers is not None or threads is not None:
-                raise ValueError("providers and threads belong to the Backbone: give them to it, not to the Segmenter")
+            if provider != "auto" or provider_options is not None or threads is not None:
+                raise ValueError("provider and threads belong to the Backbone: give them to it, not to the Segmenter")
             self._backbone = model
         else:
-            self._backbone = Backbone(model, providers=providers, threads=threads)
+            self._backbone = Backbone(model, provider=provider, provider_options=provider_options, threads=threads)
         if isinstance(rng, np.random.Generator):
             self._seed = int(rng.integers(2**63))
         elif isinstance(rng, (int, np.integer)) and not isinstance(rng, bool) and rng >= 0:
@@ -274,11 +276,13 @@ class Segmenter:
         ValueError
             When the array isn't an image, has fewer pixels or tokens than the instances asked for, or ``out`` doesn't
             fit.
+        BusyError, ForkError
+            See :meth:`sparsespec.backbone.Backbone.turn`: an image takes one turn, and is segmented within it.
         """
-        clock = _Clock()
         pixels = as_pixels(image)
         run = self._sparse if self._method == "sparse" else self._paper
-        with limited_threads(self._backbone.threads):
+        with self._backbone.turn(), limited_threads(self._backbone.threads):
+            clock = _Clock()
             found = run(pixels, clock, out)
             with clock("refine"):
                 scores, boxes, order = _in_order(found.labels, found.scores)

@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from sparsespec import _sessions, _threads, _tiling, backbone
 from sparsespec.backbone import (
     Backbone,
-    ProviderError,
     TokenFeatures,
     fit_to_grid,
     resize_positions,
@@ -257,10 +255,10 @@ def test_bad_arguments(net: Backbone) -> None:
         Backbone(threads=0)
     with pytest.raises(ValueError, match="max_tokens"):
         Backbone(max_tokens=1)
-    with pytest.raises(ValueError, match="providers"):
-        Backbone(providers="CPUExecutionProvider")
-    with pytest.raises(ValueError, match="providers"):
-        Backbone(providers=[])
+    with pytest.raises(ValueError, match="unknown provider 'gpu9'"):
+        Backbone(provider="gpu9")
+    with pytest.raises(ValueError, match="provider_options"):
+        Backbone(provider="cpu", provider_options={"device_id": 1})
     with pytest.raises(ValueError, match="unknown model 'resnet'"):
         Backbone("resnet")
 
@@ -527,26 +525,6 @@ def test_spawned_process(net: Backbone) -> None:
     np.testing.assert_array_equal(found.keys, expected)
 
 
-_FORK = """
-import os, sys, numpy as np
-from sparsespec.backbone import Backbone
-net = Backbone(threads=2)
-image = np.random.default_rng(0).random((42, 56, 3), np.float32)
-expected = net.features(image).keys
-child = os.fork()
-if child == 0:
-    os._exit(0 if np.array_equal(net.features(image).keys, expected) else 3)
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_forked_process() -> None:
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", _FORK], timeout=120, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 _GROWTH = """
 import numpy as np
 from pathlib import Path
@@ -579,85 +557,13 @@ def test_default_threads_are_those_granted(monkeypatch: pytest.MonkeyPatch) -> N
     assert _threads.available_cpus() >= 1
 
 
-# Execution providers
-
-
-class _Recorder:
-    """Stands in for a session: remembers what was asked for and says that it uses something."""
-
-    def __init__(self, uses: list[str]) -> None:
-        self.uses = uses
-        self.options: Any = None
-        self.wanted: list[str] = []
-
-    def __call__(self, path: str, options: Any, providers: list[str]) -> _Recorder:
-        self.options, self.wanted = options, providers
-        return self
-
-    def get_providers(self) -> list[str]:
-        return self.uses
-
-
-CPU, CUDA, COREML, DIRECTML = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "CoreML", "Dml"))
-
-
-def _pretend(monkeypatch: pytest.MonkeyPatch, available: list[str], uses: list[str], platform: str) -> _Recorder:
-    session = _Recorder(uses)
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    monkeypatch.setattr(sys, "platform", platform)
-    return session
-
-
-@pytest.mark.parametrize(
-    ("platform", "available", "expected"),
-    [
-        ("linux", [CPU], [CPU]),
-        ("linux", ["TensorrtExecutionProvider", CUDA, CPU], [CUDA, CPU]),
-        ("darwin", [COREML, CPU], [COREML, CPU]),
-        ("win32", [DIRECTML, CPU], [DIRECTML, CPU]),
-        ("win32", [DIRECTML, CUDA, CPU], [CUDA, DIRECTML, CPU]),
-        ("linux", [COREML, CPU], [CPU]),
-    ],
-)
-def test_order_of_providers(
-    monkeypatch: pytest.MonkeyPatch, platform: str, available: list[str], expected: list[str]
-) -> None:
-    session = _pretend(monkeypatch, available, expected, platform)
-    assert Backbone(threads=2).providers == tuple(expected)
-    assert session.wanted == expected
-    assert session.options.intra_op_num_threads == 2
-    assert session.options.inter_op_num_threads == 1
-
-
-def test_provider_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["AzureExecutionProvider", CPU])
-    net = Backbone(providers=[CUDA, CPU])
-    with pytest.raises(ProviderError, match=f"{CUDA} isn't available.*AzureExecutionProvider, {CPU}"):
-        net.features(picture(14, 14))
-
-
-def test_provider_that_did_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    _pretend(monkeypatch, [CUDA, CPU], [CPU], "linux")
-    with pytest.raises(ProviderError, match=f"{CUDA} was asked for.*{CPU}"):
-        _ = Backbone(providers=[CUDA]).providers
-
-
-def test_automatic_choice_falls_back_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    _pretend(monkeypatch, [CUDA, CPU], [CPU], "linux")
-    net = Backbone()
-    assert net.providers == net.providers == (CPU,)
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{CUDA} is installed but could not be started; using {CPU}"
-    ]
+# Execution providers: see test_providers.py and test_sessions.py
 
 
 def test_forced_cpu(net: Backbone) -> None:
-    forced = Backbone(providers=[CPU], threads=1)
-    assert forced.providers == (CPU,)
-    assert forced.features(picture(14, 28)).info["provider"] == CPU
+    forced = Backbone(provider="cpu", threads=1)
+    assert forced.providers == ("CPUExecutionProvider",)
+    assert forced.features(picture(14, 28)).info["provider"] == "CPUExecutionProvider"
 
 
 def test_without_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,15 @@ import sparsespec
 HEAVY = ("onnxruntime", "numba", "scipy", "skimage", "pyamg", "imageio", "PIL")
 # Each may import those before it and its own part of the package; a tuple shares one place.
 ORDER: list[tuple[str, ...]] = [
-    ("_threads", "_checks", "_mapped", "_tiff"),
+    ("_cgroups",),
+    ("_threads", "_turns", "_checks", "_mapped", "_tiff"),
     ("_kernels",),
     ("_multigrid",),
     ("_eigensolvers", "position_table", "resample", "images"),
     ("models",),
-    ("_network_input", "_tiling", "_sessions"),
+    ("_network_input", "_tiling", "providers"),
+    ("_openvino",),
+    ("_sessions",),
     ("backbone",),
     ("build",),
     ("channels",),
@@ -34,7 +37,7 @@ ORDER: list[tuple[str, ...]] = [
     ("instances",),
     ("refine", "closer"),
     ("pipeline",),
-    ("fitting",),
+    ("fitting", "diagnosis"),
     ("formats",),
     ("batch",),
     ("evaluation",),

@@ -647,8 +647,8 @@ def test_unknown_models(tmp_path: Path) -> None:
         ({"rng": None}, "rng must be"),
         ({"long_side": 0}, "long_side must be an integer of at least 1, not 0"),
         ({"long_side": 448.0}, "long_side must be an integer"),
-        ({"threads": 2}, "providers and threads belong to the Backbone"),
-        ({"providers": ["CPUExecutionProvider"]}, "providers and threads belong to the Backbone"),
+        ({"threads": 2}, "provider and threads belong to the Backbone"),
+        ({"provider": "cpu"}, "provider and threads belong to the Backbone"),
     ],
 )
 def test_options_that_are_none(backbone: Backbone, options: dict[str, object], message: str) -> None:
@@ -657,7 +657,7 @@ def test_options_that_are_none(backbone: Backbone, options: dict[str, object], m
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"threads": 0}, "threads"), ({"providers": []}, "providers"), ({"model": ""}, "model")]
+    ("options", "message"), [({"threads": 0}, "threads"), ({"provider": "x"}, "provider"), ({"model": ""}, "model")]
 )
 def test_options_that_the_backbone_refuses(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""The engine that works through the images in this process, one after the other."""
+"""The engine that works through the images in this process, one after the other or several at once."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import numpy as np
 
 import sparsespec
 from sparsespec.batch.inputs import Inputs
-from sparsespec.batch.one import ImageSegmenter, Outcome, process_image
+from sparsespec.batch.one import ImageSegmenter, Outcome, process_image, remove_results
 from sparsespec.batch.outputs import OutputFolder, output_names
 from sparsespec.batch.record import BatchResult, Row, write_record
+from sparsespec.batch.several import InOrder, Room
 from sparsespec.formats.coco import CocoWriter
 from sparsespec.formats.report import ReportCard, ReportWriter, readable_duration
 from sparsespec.images import DEFAULT_MAX_PIXELS
@@ -35,13 +37,14 @@ def run_batch(
     overwrite: bool = False,
     overlays: bool = True,
     max_pixels: int | None = DEFAULT_MAX_PIXELS,
+    workers: int = 1,
     parameters: Mapping[str, Any] | None = None,
     progress: Callable[[Row, int, int], None] | None = None,
 ) -> BatchResult:
     """Segment every image and write masks, overlays, ``instances.json``, ``run.json`` and ``report.html``.
 
     Whatever goes wrong with one image is noted in its row, and the run goes on. After Ctrl-C the files are finished for
-    the images done until then.
+    the images done until then; several workers finish what they are at before, a second Ctrl-C gives that up.
 
     Parameters
     ----------
@@ -59,6 +62,10 @@ def run_batch(
         Write overlays. The report has its small pictures either way.
     max_pixels : int or None
         Largest image to read, width x height; see `sparsespec.images.open_image`.
+    workers : int
+        Images at the same time, each in a thread; files and their order are the same for any number. The segmenter must
+        allow calls from so many threads: a `sparsespec.Segmenter` works on as many as its Backbone's ``concurrency``.
+        Images of more than `sparsespec.batch.several.PIXELS_AT_ONCE` pixels are worked on alone.
     parameters : mapping, optional
         Noted in ``run.json`` and in the report.
     progress : callable, optional
@@ -70,11 +77,15 @@ def run_batch(
 
     Raises
     ------
+    ValueError
+        `workers` is less than 1.
     OutputsError
         The output folder cannot be used.
     OSError
         ``run.json``, ``instances.json`` or ``report.html`` cannot be written.
     """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers!r}")
     folder = OutputFolder(Path(output))
     names = output_names(inputs.images)
     folder.prepare(names, overwrite=overwrite)
@@ -95,7 +106,32 @@ def run_batch(
 
     total = len(rows) + len(unlisted)
     interrupted = False
+    noted: set[int] = set()
+
+    def work(index: int, **options: Any) -> Outcome:
+        path, name = inputs.images[index], names[index]
+        return process_image(
+            segmenter, inputs.root, path, folder, name, overlays=overlays, max_pixels=max_pixels, **options
+        )
+
+    def note(index: int, outcome: Outcome) -> None:
+        with _interrupts_held():
+            noted.add(index)
+            rows[index] = outcome.row
+            _collect(outcome, index + 1, coco, report)
+        if progress is not None:
+            progress(outcome.row, len(unlisted) + len(noted), total)
+
+    def remove(index: int, outcome: Outcome) -> None:
+        if index not in noted:
+            remove_results(folder, outcome.row)
+
     with ExitStack() as cleanup:
+        outcomes: Iterable[tuple[int, Outcome]] = ((index, work(index)) for index in range(len(rows)))
+        several = None
+        if workers > 1:
+            outcomes = several = InOrder(partial(work, admit=Room().admit), len(rows), workers)
+            cleanup.callback(several.drop, remove)
         coco = CocoWriter(folder.coco, description="sparsespec instances", version=sparsespec.__version__)
         cleanup.callback(coco.discard)
         report = ReportWriter(folder.report)
@@ -105,17 +141,15 @@ def run_batch(
                 report.add(ReportCard(name=row.path, status=row.status, error=row.error))
                 if progress is not None:
                     progress(row, position, total)
-            for index, (path, name) in enumerate(zip(inputs.images, names, strict=True)):
-                outcome = process_image(
-                    segmenter, inputs.root, path, folder, name, overlays=overlays, max_pixels=max_pixels
-                )
-                with _interrupts_held():
-                    rows[index] = outcome.row
-                    _collect(outcome, index + 1, coco, report)
-                if progress is not None:
-                    progress(outcome.row, len(unlisted) + index + 1, total)
+            for index, outcome in outcomes:
+                note(index, outcome)
         except KeyboardInterrupt:
             interrupted = True
+            if several is not None:
+                with suppress(KeyboardInterrupt):
+                    for index, outcome in several.rest():
+                        if index not in noted:
+                            note(index, outcome)
         with _interrupts_held(drop=True):
             for row in rows:
                 if row.status == "skipped":

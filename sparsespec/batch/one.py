@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,14 +26,14 @@ from sparsespec.formats.overlay import (
     reduced_copy,
     write_overlay_jpeg,
 )
-from sparsespec.images import LARGE_IMAGE, ImageReadError, open_image
+from sparsespec.images import LARGE_IMAGE, ImageReadError, PixelSource, open_image
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from sparsespec.pipeline import Segmentation
 
-__all__ = ["ImageSegmenter", "Outcome", "explain", "process_image"]
+__all__ = ["ImageSegmenter", "Outcome", "explain", "process_image", "remove_results"]
 
 THUMBNAIL_SIDE = 420
 """Longest side of a picture in the report, in pixels."""
@@ -92,6 +92,9 @@ def process_image(
     *,
     overlays: bool,
     max_pixels: int | None,
+    admit: Callable[[AbstractContextManager[PixelSource]], AbstractContextManager[PixelSource]] = lambda opening: (
+        opening
+    ),
 ) -> Outcome:
     """Read, segment and write one image.
 
@@ -111,6 +114,8 @@ def process_image(
         Write an overlay too.
     max_pixels : int or None
         Largest image to read, see `open_image`.
+    admit : callable
+        Opens the image when there is room for it, see `sparsespec.batch.several.Room.admit`.
 
     Returns
     -------
@@ -121,7 +126,7 @@ def process_image(
     mask, overlay = folder.root / folder.mask(name), folder.root / folder.overlay(name)
     began = time.perf_counter()
     try:
-        with open_image(root / path, max_pixels=max_pixels) as source:
+        with admit(open_image(root / path, max_pixels=max_pixels)) as source:
             height, width = source.shape[:2]
             row.size = (int(width), int(height))
             large = height * width >= LARGE_IMAGE
@@ -160,6 +165,11 @@ def process_image(
     row.scores = [annotation["score"] for annotation in annotations]
     row.details = {key: jsonable(info[key]) for key in _DETAILS if key in info}
     return Outcome(_rounded(row), annotations, thumbnail)
+
+
+def remove_results(folder: OutputFolder, row: Row) -> None:
+    """Remove the files of an image that is not to be in the record after all."""
+    _remove(*(folder.root / path for path in (row.mask, row.overlay) if path is not None))
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def fake_segmenter(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Replace the model; the list says what the command would have built."""
     built: list[tuple[Any, ...]] = []
 
-    def build(ctx: object, *arguments: Any) -> Callable[[np.ndarray], Any]:
+    def build(ctx: object, *arguments: Any, **_: Any) -> Callable[[np.ndarray], Any]:
         built.append(arguments)
         return bright_pixels
 

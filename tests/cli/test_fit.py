@@ -63,7 +63,8 @@ class PixelBackbone:
 def backbone(monkeypatch: pytest.MonkeyPatch) -> PixelBackbone:
     fake = PixelBackbone()
 
-    def open_backbone(ctx: object, model: str, threads: int | None) -> PixelBackbone:
+    def open_backbone(ctx: object, model: str, threads: int | None, **provider: object) -> PixelBackbone:
+        assert provider == {"provider": "auto", "provider_options": {}}
         fake.asked.append((model, threads))
         return fake
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from sparsespec.batch import Row
 from sparsespec.cli._progress import Progress
 from sparsespec.directions import Directions
 from sparsespec.models import get_model
+from tests.cli.conftest import bright_pixels
 
 Invoke = Callable[..., Result]
 
@@ -144,7 +146,8 @@ def test_parameters_are_handed_on_and_recorded(
     assert result.exit_code == 0
     assert fake_segmenter == [("default", 3, "paper", 7, {}, None)]
     assert record(tmp_path / "out")["parameters"] == {
-        "input": source, "output": str(tmp_path / "out"), "model": "default", "n_instances": 3, "method": "paper",
+        "input": source, "output": str(tmp_path / "out"), "model": "default", "provider": "auto",
+        "n_instances": 3, "method": "paper",
         "directions": "none", "directions_sha256": None, "workers": 1, "engine": "inline", "overlays": False,
         "overwrite": False, "seed": 7,
     }  # fmt: skip
@@ -152,6 +155,83 @@ def test_parameters_are_handed_on_and_recorded(
     invoke("run", "--input", source, "--output", tmp_path / "again", "--n-instances", "AUTO")
     assert fake_segmenter[1] == ("default", None, "sparse", 0, {}, "default")
     assert record(tmp_path / "again")["parameters"]["n_instances"] == "auto"
+
+
+def test_provider_is_handed_on_and_recorded(
+    invoke: Invoke, zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def build(ctx: object, *arguments: Any, **provider: Any) -> Any:
+        asked.append(provider)
+        return bright_pixels
+
+    monkeypatch.setattr("sparsespec.cli.run._segmenter", build)
+    options = ["--provider", "CUDA", "--provider-option", "device_id=1", "--provider-option", "a=b=c"]
+    result = invoke("run", "--input", zoo / "good" / "plain.jpg", "--output", tmp_path / "out", *options)
+    assert result.exit_code == 0
+    given = {"provider": "cuda", "provider_options": {"device_id": "1", "a": "b=c"}}
+    assert [{name: each[name] for name in given} for each in asked] == [given]
+    parameters = record(tmp_path / "out")["parameters"]
+    assert {name: parameters[name] for name in given} == given
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--provider", "nope"], "unknown provider 'nope'; there are auto, cpu, cuda"),
+        (["--provider", "xnnpack"], "xnnpack (XnnpackExecutionProvider) isn't available here; available are"),
+        (["--provider-option", "device_id=1"], "device_id can't be given with the provider 'auto'"),
+        (["--provider", "cpu", "--provider-option", "x=1"], "x can't be given with the provider 'cpu': it has none"),
+        (["--provider", "cuda", "--provider-option", "x"], "'x' is not of the form KEY=VALUE"),
+    ],
+)
+def test_provider_that_cannot_be(invoke: Invoke, zoo: Path, tmp_path: Path, options: list[str], words: str) -> None:
+    result = invoke("run", "--input", zoo / "good" / "plain.jpg", "--output", tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert words in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("cpus", "options", "expected"),
+    [
+        (1, (), (1, 1)),
+        (2, (), (1, 2)),
+        (9, (), (2, 4)),
+        (9, ("--workers", "1"), (9, 1)),
+        (2, ("--workers", "3"), (1, 3)),
+        (9, ("--workers", "40"), (1, 12)),
+        (9, ("--workers", "AUTO", "--long-side", "672"), (2, 4)),
+        (9, ("--long-side", "673"), (9, 1)),
+        (9, ("--scale", "0.1"), (9, 1)),
+        (9, ("--megapixels", "4"), (9, 1)),
+        (9, ("--megapixels", "4", "--workers", "3"), (3, 3)),
+    ],
+)
+def test_workers_share_the_processors(
+    invoke: Invoke,
+    zoo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cpus: int,
+    options: tuple[str, ...],
+    expected: tuple[int, int],
+) -> None:
+    shares = []
+
+    def build(*_: object, threads: int, workers: int, **__: object) -> Any:
+        shares.append((threads, workers))
+        return lambda image: SimpleNamespace(labels=np.zeros(image.shape[:2], int), scores=np.zeros(0), info={})
+
+    monkeypatch.setattr("sparsespec.cli.run._segmenter", build)
+    monkeypatch.setattr("sparsespec._threads.available_cpus", lambda: cpus)
+    # Twelve images: more workers would have nothing to do.
+    assert invoke("run", "--input", zoo / "good", "--output", tmp_path / "out", *options).exit_code == 0
+    assert shares == [expected]
+    saved = record(tmp_path / "out")
+    assert saved["parameters"]["workers"] == expected[1]
+    assert saved["totals"]["done"] == 12
 
 
 @pytest.mark.parametrize(
@@ -214,8 +294,8 @@ def test_used_output_needs_overwrite(invoke: Invoke, fake_segmenter: object, zoo
         (("--input", "{zoo}", "--n-instances", "2.5"), "'2.5' is neither"),
         (("--input", "{zoo}", "--method", "paper"), "--n-instances N"),
         (("--input", "{zoo}", "--method", "magic"), "'magic' is not one of 'sparse', 'paper'"),
-        (("--input", "{zoo}", "--workers", "2"), "'inline' works on one"),
-        (("--input", "{zoo}", "--workers", "0"), "0 is not in the range x>=1"),
+        (("--input", "{zoo}", "--workers", "0"), "'--workers': 0 is too small: give 'auto' or a number from 1 on"),
+        (("--input", "{zoo}", "--workers", "all"), "'--workers': 'all' is neither 'auto' nor a whole number"),
         (("--input", "{zoo}", "--engine", "processes"), "'processes' is not available in this version"),
         (("--input", "{zoo}", "--engine", "dask"), "'dask' is not available in this version"),
         (("--input", "{zoo}", "--engine", "spark"), "'spark' is not"),
@@ -350,10 +430,10 @@ def test_interrupted(
         calls += 1
         if calls == 3:
             raise KeyboardInterrupt
-        return __import__("types").SimpleNamespace(labels=np.zeros(image.shape[:2], int), scores=np.zeros(0), info={})
+        return SimpleNamespace(labels=np.zeros(image.shape[:2], int), scores=np.zeros(0), info={})
 
-    monkeypatch.setattr("sparsespec.cli.run._segmenter", lambda *_: stopping)
-    result = invoke("run", "--input", zoo / "good", "--output", tmp_path / "out")
+    monkeypatch.setattr("sparsespec.cli.run._segmenter", lambda *_, **__: stopping)
+    result = invoke("run", "--input", zoo / "good", "--output", tmp_path / "out", "--workers", 1)
     assert result.exit_code == 130
     assert result.stdout.startswith("interrupted: 2 done, 0 failed, 10 not reached, ")
     assert record(tmp_path / "out")["state"] == "interrupted"
@@ -362,7 +442,7 @@ def test_interrupted(
 def test_interrupted_before_the_first_image(
     invoke: Invoke, zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def impatient(*_: object) -> None:
+    def impatient(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sparsespec.cli.run._segmenter", impatient)
@@ -381,7 +461,7 @@ from sparsespec.cli import main
 def segment(image):
     os.kill(os.getpid(), signal.SIGINT)
     return types.SimpleNamespace(labels=np.zeros(image.shape[:2], int), scores=np.zeros(0), info={{}})
-run._segmenter = lambda *_: segment
+run._segmenter = lambda *_, **__: segment
 main(["run", "--input", {str(zoo / "good")!r}, "--output", {str(tmp_path / "out")!r}])
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

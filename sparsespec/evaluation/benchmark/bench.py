@@ -43,6 +43,8 @@ class Options:
         Of every contender; None for the processors granted to this process.
     cache
         Folder in which features are kept for the next run; None for a temporary one.
+    photographs, sizes
+        Of the part "soak": so many pictures, of so many sizes; None for 2,000 of 300.
     """
 
     quick: bool = False
@@ -54,13 +56,15 @@ class Options:
     limit: float | None = None
     threads: int | None = None
     cache: Path | None = None
+    photographs: int | None = None
+    sizes: int | None = None
 
     def __post_init__(self) -> None:
         if any(tokens < 64 for tokens in self.tokens):
             raise ValueError(f"tokens must be numbers of at least 64, not {', '.join(map(str, self.tokens))}")
         if any(not size > 0 for size in self.megapixels):
             raise ValueError(f"megapixels must be above 0, not {', '.join(map(str, self.megapixels))}")
-        for name in ("repeats", "limit", "threads"):
+        for name in ("repeats", "limit", "threads", "photographs", "sizes"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, not {value!r}")
@@ -148,7 +152,7 @@ def run(
     Parameters
     ----------
     parts
-        Of "kernels", "solver" and "image".
+        Of "kernels", "solver", "image" and "soak", which takes long and isn't among those run by default.
     options
         How to measure.
     say
@@ -168,10 +172,11 @@ def run(
     InputError
         No photographs where the options look for them, or one that can't be read.
     """
-    from sparsespec.evaluation.benchmark import image, kernels, solver
+    from sparsespec.evaluation.benchmark import image, kernels, soak, solver
 
     chosen = list(parts)
     runs: dict[str, Callable[[Bench], Any]] = {"kernels": kernels.run, "solver": solver.run, "image": image.run}
+    runs["soak"] = soak.run
     for part in chosen:
         if part not in runs:
             raise ValueError(f"parts must be of {', '.join(runs)}, not {part!r}")

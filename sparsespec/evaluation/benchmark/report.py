@@ -30,7 +30,7 @@ OURS = "sparsespec"
 class Column:
     """One column: the key of its values in a row, its caption, and how its values are written.
 
-    ``kind`` is one of text, count, seconds, ratio, percent, number, residual, megabytes.
+    ``kind`` is one of text, count, seconds, ratio, percent, number, residual, kilobytes, megabytes.
     """
 
     key: str
@@ -310,5 +310,6 @@ _WRITERS: dict[str, Callable[[Any], str]] = {
     "percent": lambda value: f"{value:.1%}".replace("%", " %"),
     "number": _significant,
     "residual": lambda value: f"{value:.1e}",
+    "kilobytes": lambda value: f"{_significant(value / 1e3, 2)} kB",
     "megabytes": lambda value: f"{value / 1e6:,.0f} MB",
 }
