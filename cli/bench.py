@@ -13,7 +13,7 @@ from ._progress import Line
 
 __all__ = ["bench_command"]
 
-_PARTS = ("kernels", "solver", "image")
+_PARTS = ("kernels", "solver", "image", "backbone")
 _FAILED = 1
 
 
@@ -86,6 +86,11 @@ class Sizes(click.ParamType):
     metavar="DIR",
     help="Keep the computed features here for the next run; by default nothing is kept.",
 )
+@click.option(
+    "--model",
+    metavar="NAME|FILE",
+    help="Network of the part backbone: a name of 'sparsespec models list', or a file.  [default: default]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with all that was measured instead of tables.")
 @click.option(
     "--markdown",
@@ -112,12 +117,14 @@ def bench_command(
     limit: float | None,
     threads: int | None,
     cache: Path | None,
+    model: str | None,
     as_json: bool,
     markdown: Path | None,
     update: Path | None,
 ) -> None:
-    """Measure PART: kernels (neighbour graphs), solver (eigenpairs), image (whole photographs), or all.
+    """Measure one PART, or all.
 
+    The parts are kernels (neighbour graphs), solver (eigenpairs), image (whole photographs) and backbone (the network).
     Each figure stands beside that of a peer from the same run, with the ratio of the two. Peers beyond SciPy come with
     "pip install 'sparsespec[peers]'"; one that is missing is listed as missing.
 
@@ -155,6 +162,7 @@ def bench_command(
             limit=limit,
             threads=threads,
             cache=cache,
+            model=model,
         )
     except (OSError, ValueError) as error:
         raise click.UsageError(f"{' '.join(str(error).split())}.", ctx) from error
@@ -198,7 +206,7 @@ def _command(ctx: click.Context) -> str:
     for name in ("repeats", "limit", "threads"):
         if ctx.params[name] is not None:
             given += [f"--{name}", f"{ctx.params[name]:g}"]
-    for name in ("images", "large"):
+    for name in ("images", "large", "model"):
         if ctx.params[name] is not None:
-            given += [f"--{name}", ctx.params[name].name]
+            given += [f"--{name}", Path(ctx.params[name]).name]
     return shlex.join(given)

@@ -16,7 +16,7 @@ from sparsespec.evaluation.benchmark.report import Section
 
 __all__ = ["PARTS", "Bench", "Options", "run"]
 
-PARTS = ("kernels", "solver", "image")
+PARTS = ("kernels", "solver", "image", "backbone")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Options:
         Of every contender; None for the processors granted to this process.
     cache
         Folder in which features are kept for the next run; None for a temporary one.
+    model
+        Network of the part "backbone": a name of the registry or a file; None for the default model.
     """
 
     quick: bool = False
@@ -54,6 +56,7 @@ class Options:
     limit: float | None = None
     threads: int | None = None
     cache: Path | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if any(tokens < 64 for tokens in self.tokens):
@@ -148,7 +151,7 @@ def run(
     Parameters
     ----------
     parts
-        Of "kernels", "solver" and "image".
+        Of "kernels", "solver", "image" and "backbone".
     options
         How to measure.
     say
@@ -166,12 +169,17 @@ def run(
     ValueError
         An unknown part.
     InputError
-        No photographs where the options look for them, or one that can't be read.
+        No photographs where the options look for them, or one that can't be read; or no such model.
     """
-    from sparsespec.evaluation.benchmark import image, kernels, solver
+    from sparsespec.evaluation.benchmark import backbone, image, kernels, solver
 
     chosen = list(parts)
-    runs: dict[str, Callable[[Bench], Any]] = {"kernels": kernels.run, "solver": solver.run, "image": image.run}
+    runs: dict[str, Callable[[Bench], Any]] = {
+        "kernels": kernels.run,
+        "solver": solver.run,
+        "image": image.run,
+        "backbone": backbone.run,
+    }
     for part in chosen:
         if part not in runs:
             raise ValueError(f"parts must be of {', '.join(runs)}, not {part!r}")

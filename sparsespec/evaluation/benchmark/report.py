@@ -30,7 +30,7 @@ OURS = "sparsespec"
 class Column:
     """One column: the key of its values in a row, its caption, and how its values are written.
 
-    ``kind`` is one of text, count, seconds, ratio, percent, number, residual, megabytes.
+    ``kind`` is one of text, count, seconds, ratio, percent, number, residual, megabytes, cosine.
     """
 
     key: str
@@ -110,7 +110,7 @@ class Section:
     Attributes
     ----------
     name
-        "kernels", "solver" or "image": what the document's markers call it.
+        "kernels", "solver", "image" or "backbone": what the document's markers call it.
     machine
         Of :func:`sparsespec.evaluation.benchmark.machine.describe`.
     command
@@ -310,5 +310,6 @@ _WRITERS: dict[str, Callable[[Any], str]] = {
     "percent": lambda value: f"{value:.1%}".replace("%", " %"),
     "number": _significant,
     "residual": lambda value: f"{value:.1e}",
+    "cosine": lambda value: f"{value:.5f}",
     "megabytes": lambda value: f"{value / 1e6:,.0f} MB",
 }
