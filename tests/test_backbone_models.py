@@ -57,9 +57,7 @@ def test_block_that_is_wanted(block: int | None, number: int, tmp_path: Path) ->
 @pytest.mark.parametrize("block", [0, 3, -1, 4])
 def test_block_that_the_file_does_not_give(block: int, tmp_path: Path) -> None:
     path = _write(tmp_path / "m.onnx")
-    with pytest.raises(
-        ValueError, match=rf"'tiny' gives no features of block {block}: .* gives 1, 2;"
-    ):
+    with pytest.raises(ValueError, match=rf"'tiny' gives no features of block {block}: .* gives 1, 2;"):
         Backbone(path, block=block)
 
 

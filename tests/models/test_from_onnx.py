@@ -170,9 +170,7 @@ def test_other_ways_to_keep_the_same(name: str, change: Callable[[Any], Any]) ->
 
 def test_weights_in_another_file(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    onnx.save(
-        exports.load("vit-old17"), path, save_as_external_data=True, location="model.onnx_data", size_threshold=0
-    )
+    onnx.save(exports.load("vit-old17"), path, save_as_external_data=True, location="model.onnx_data", size_threshold=0)
     assert_equal(read_export(load_export(path)).vit, read_export(exports.load("vit-old17")).vit)
     with pytest.raises(UnrecognisedModelError, match=r"lies in another file: read the model with onnx\.load"):
         read_export(onnx.load(path, load_external_data=False))
@@ -200,7 +198,9 @@ def cut(model: Any, names: list[str]) -> Any:
     return model
 
 
-@pytest.mark.parametrize("name", ["vit-old17", "dinov2-new18", "timm-old17", "timm_registers-new23", "original_v2-old17"])
+@pytest.mark.parametrize(
+    "name", ["vit-old17", "dinov2-new18", "timm-old17", "timm_registers-new23", "original_v2-old17"]
+)
 def test_a_trunk_cut_behind_its_last_queries_keys_and_values(name: str) -> None:
     whole = read_export(exports.load(name))
     names = list(dict.fromkeys(tap.tensor for tap in whole.taps[-1]))
@@ -264,7 +264,9 @@ def fused_model(kind: str) -> tuple[Any, Vit]:
         parts = (own.query, own.key, own.value)
         biases = weight(np.concatenate([p.bias for p in parts]))
         if kind == "packed":
-            mixed = op("Attention", normed, weight(np.hstack([p.weight for p in parts])), biases, num_heads=2, **microsoft)
+            mixed = op(
+                "Attention", normed, weight(np.hstack([p.weight for p in parts])), biases, num_heads=2, **microsoft
+            )
         else:
             qkv = [op("MatMul", normed, weight(p.weight)) for p in parts]
             mixed = op("MultiHeadAttention", *qkv, biases, num_heads=2, **microsoft)
@@ -414,7 +416,8 @@ def plain_graph(vit: Vit, block: int, *, all_blocks: bool = False) -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", ["vit-new20", "vit_resized-old17", "dinov2-old17", "timm-new18", "timm_registers-new18", "vit-old17_onnxruntime"]
+    "name",
+    ["vit-new20", "vit_resized-old17", "dinov2-old17", "timm-new18", "timm_registers-new18", "vit-old17_onnxruntime"],
 )
 def test_comparison_with_the_export(name: str) -> None:
     export = read_export(exports.load(name))
