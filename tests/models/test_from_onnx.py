@@ -21,6 +21,10 @@ from onnx import helper, numpy_helper  # noqa: E402
 
 CASES = sorted(exports.cases())
 # One of each way to keep queries, keys and values, and one with everything in it.
+DAMAGED = (
+    "original_v2-new23",
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ("vit-new20", "timm-new18", "dinov2_swiglu-old17")),
+)
 FEW = ("vit-old17", "timm-new18", "dinov2_registers-new23", "dinov2_swiglu-old17")
 
 
@@ -170,9 +174,7 @@ def test_other_ways_to_keep_the_same(name: str, change: Callable[[Any], Any]) ->
 
 def test_weights_in_another_file(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    onnx.save(
-        exports.load("vit-old17"), path, save_as_external_data=True, location="model.onnx_data", size_threshold=0
-    )
+    onnx.save(exports.load("vit-old17"), path, save_as_external_data=True, location="model.onnx_data", size_threshold=0)
     assert_equal(read_export(load_export(path)).vit, read_export(exports.load("vit-old17")).vit)
     with pytest.raises(UnrecognisedModelError, match=r"lies in another file: read the model with onnx\.load"):
         read_export(onnx.load(path, load_external_data=False))
@@ -200,7 +202,9 @@ def cut(model: Any, names: list[str]) -> Any:
     return model
 
 
-@pytest.mark.parametrize("name", ["vit-old17", "dinov2-new18", "timm-old17", "timm_registers-new23", "original_v2-old17"])
+@pytest.mark.parametrize(
+    "name", ["vit-old17", "dinov2-new18", "timm-old17", "timm_registers-new23", "original_v2-old17"]
+)
 def test_a_trunk_cut_behind_its_last_queries_keys_and_values(name: str) -> None:
     whole = read_export(exports.load(name))
     names = list(dict.fromkeys(tap.tensor for tap in whole.taps[-1]))
@@ -264,7 +268,9 @@ def fused_model(kind: str) -> tuple[Any, Vit]:
         parts = (own.query, own.key, own.value)
         biases = weight(np.concatenate([p.bias for p in parts]))
         if kind == "packed":
-            mixed = op("Attention", normed, weight(np.hstack([p.weight for p in parts])), biases, num_heads=2, **microsoft)
+            mixed = op(
+                "Attention", normed, weight(np.hstack([p.weight for p in parts])), biases, num_heads=2, **microsoft
+            )
         else:
             qkv = [op("MatMul", normed, weight(p.weight)) for p in parts]
             mixed = op("MultiHeadAttention", *qkv, biases, num_heads=2, **microsoft)
@@ -308,8 +314,8 @@ def test_operators_of_onnx_runtime(kind: str) -> None:
 
 def test_factors_in_front_of_the_scores() -> None:
     """A factor other than one over the root of the channels goes into the queries."""
-    model = exports.load("original_v1-old14")
-    plain = read_export(exports.load("original_v1-old14")).vit
+    model = exports.load("vit-old17")
+    plain = read_export(exports.load("vit-old17")).vit
     factors = [n for n in model.graph.node if n.op_type == "Constant" and abs(scalar_of(n) - 8**-0.5) < 1e-6]
     assert factors
     for node in factors:
@@ -414,7 +420,8 @@ def plain_graph(vit: Vit, block: int, *, all_blocks: bool = False) -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", ["vit-new20", "vit_resized-old17", "dinov2-old17", "timm-new18", "timm_registers-new18", "vit-old17_onnxruntime"]
+    "name",
+    ["vit-new20", "vit_resized-old17", "dinov2-old17", "timm-new18", "timm_registers-new18", "vit-old17_onnxruntime"],
 )
 def test_comparison_with_the_export(name: str) -> None:
     export = read_export(exports.load(name))
@@ -425,7 +432,7 @@ def test_comparison_with_the_export(name: str) -> None:
 
 def test_comparison_sees_what_differs() -> None:
     export = read_export(exports.load("dinov2-old17"))
-    scaled = dataclasses.replace(export.vit.patch, bias=export.vit.patch.bias + 0.5)
+    scaled = dataclasses.replace(export.vit.patch, bias=export.vit.patch.bias[::-1])
     wrong = plain_graph(dataclasses.replace(export.vit, patch=scaled), 1)
     assert compare_with_export(export, wrong) > 1e-3
     # The positions of this one are resized in the graph, with another rule the same table makes others.
@@ -533,58 +540,57 @@ def test_positions_resized_in_another_way() -> None:
     assert read_export(model, rule=PositionRule(0.1)).vit.rule == PositionRule(0.1)
 
 
-@pytest.mark.parametrize("name", FEW)
+def outcome(model: Any) -> str:
+    """What comes of a damaged file; anything but a Vit or a BuildError goes through."""
+    try:
+        assert isinstance(read_export(model), Export)
+    except BuildError as error:
+        return str(error)
+    return "read"
+
+
+@pytest.mark.parametrize("name", DAMAGED)
 def test_any_node_missing(name: str) -> None:
-    """Whatever is taken away: it is read or refused with a reason, nothing else happens."""
-    whole = exports.load(name)
-    read = 0
-    for place in range(len(whole.graph.node)):
+    outcomes = []
+    for place in range(len(exports.load(name).graph.node)):
         model = exports.load(name)
         del model.graph.node[place]
-        try:
-            assert isinstance(read_export(model), Export)
-            read += 1
-        except BuildError as error:
-            assert str(error)
-    assert read < len(whole.graph.node)
+        outcomes.append(outcome(model))
+    # The head behind the trunk may be missing.
+    assert 0 < outcomes.count("read") < len(outcomes) / 2
+    assert all(outcomes)
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", DAMAGED)
 def test_any_weight_damaged(name: str) -> None:
-    whole = exports.load(name)
-    for place, tensor in enumerate(whole.graph.initializer):
-        missing, short, reshaped = (exports.load(name) for _ in range(3))
+    for place, tensor in enumerate(exports.load(name).graph.initializer):
+        missing, short, larger = (exports.load(name) for _ in range(3))
         del missing.graph.initializer[place]
         damaged = short.graph.initializer[place]
         damaged.raw_data = damaged.raw_data[:-1]
         if len(tensor.dims):
-            reshaped.graph.initializer[place].dims[0] += 1
-        for model in (missing, short, reshaped):
-            try:
-                read_export(model)
-            except BuildError as error:
-                assert str(error)
+            larger.graph.initializer[place].dims[0] += 1
+        for model in (missing, short, larger):
+            assert outcome(model)
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", DAMAGED)
 def test_any_attribute_or_input_damaged(name: str) -> None:
     whole = exports.load(name)
     for place, node in enumerate(whole.graph.node):
         for k in range(len(node.input)):
-            for other in ("", whole.graph.input[0].name):
+            for other in ("", whole.graph.input[0].name, whole.graph.output[0].name):
                 model = exports.load(name)
                 model.graph.node[place].input[k] = other
-                try:
-                    read_export(model)
-                except BuildError as error:
-                    assert str(error)
-        model = exports.load(name)
-        del model.graph.node[place].attribute[:]
-        del model.graph.node[place].input[:]
-        try:
-            read_export(model)
-        except BuildError as error:
-            assert str(error)
+                assert outcome(model)
+        bare, typed = exports.load(name), exports.load(name)
+        del bare.graph.node[place].attribute[:]
+        assert outcome(bare)
+        del bare.graph.node[place].input[:]
+        assert outcome(bare)
+        for attribute in typed.graph.node[place].attribute:
+            attribute.CopyFrom(helper.make_attribute(attribute.name, "text"))
+        assert outcome(typed)
 
 
 # The original of the embedded model
