@@ -6,6 +6,7 @@ Only this package prints and ends the process. Heavy libraries are imported wher
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import click
@@ -49,8 +50,22 @@ def main(ctx: click.Context) -> None:
     more about each command.
     """
     # Not click's no_args_is_help: it calls a bare "sparsespec" wrong usage.
+    _say_what_models_do()
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+
+
+class _Speaker(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"sparsespec: {record.getMessage()}", err=True)
+
+
+def _say_what_models_do() -> None:
+    """Show the log lines of models that are downloaded and built on first use, which may take minutes."""
+    log = logging.getLogger("sparsespec.models")
+    if not any(isinstance(handler, _Speaker) for handler in log.handlers):
+        log.addHandler(_Speaker())
+        log.setLevel(logging.INFO)
 
 
 main.add_command(run_command)

@@ -1,27 +1,36 @@
 """What a model file says about itself, read without ONNX Runtime and without the onnx package.
 
 Every file that :mod:`sparsespec.models.build` writes carries its own description in the ``metadata_props`` of the ONNX
-``ModelProto``: the patch size, the widths, the normalisation and the position table. An ONNX file is one protobuf
-message, and a protobuf message is a flat list of (tag, value) pairs, so the few fields wanted here are reached by
-stepping over the others; the weights are never read.
+``ModelProto``: the patch size, the widths, the normalisation, the position table and how to resize it. An ONNX file is
+one protobuf message, and a protobuf message is a flat list of (tag, value) pairs, so the few fields wanted here are
+reached by stepping over the others; the weights are never read.
 """
 
 from __future__ import annotations
 
 import base64
+import math
 import os
+import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from sparsespec.position_table import PositionRule
+
+if TYPE_CHECKING:
+    from .vit import Vit
+
 FORMAT = "sparsespec-vit"
-"""A ViT trunk with the inputs ``image`` and ``positions`` and the outputs ``queries``, ``keys`` and ``values``."""
-FORMAT_VERSION = 1
+"""A ViT trunk: inputs ``image`` and ``positions``, outputs ``queries``, ``keys`` and ``values``."""
+FORMAT_VERSION = 2
+_READABLE = ("1", "2")
+PRECISIONS = ("float32", "float16", "int8")
 PREFIX = "sparsespec."
 """Every key of ours in ``metadata_props`` starts with this."""
 
@@ -45,19 +54,25 @@ class TrunkMetadata:
     name : str
         Name of the model, such as ``dinov2-vits14-int8``.
     precision : str
-        ``float32`` or ``int8``.
+        ``float32``, ``float16`` or ``int8``.
     patch_size : int
         Side of a patch in pixels of the network's input.
     embed_dim, heads, blocks : int
-        Channels of a token, attention heads, transformer blocks. The last block is cut after q, k and v.
+        Channels of a token, attention heads, transformer blocks of the whole network.
+    output_blocks : tuple of int
+        Zero-based numbers, ascending, of the blocks whose queries, keys and values the file gives. It ends after the
+        last of them.
     mean, std : (3,) float32
         Normalisation of the input, RGB in [0, 1].
-    class_row : (embed_dim,) float32
-        Class token plus its position: the row of ``positions`` in front of the patches.
+    prefix : (P, embed_dim) float32
+        The rows of the input ``positions`` in front of the patches: the class token plus its position, then the
+        registers, as far as the network has them.
     positions : (rows, columns, embed_dim) float32
         Base position table, to be resized to the token grid.
-    source_sha256 : str
-        SHA-256 of the file the weights were taken from.
+    rule : sparsespec.position_table.PositionRule
+        How to resize it.
+    source, source_sha256 : str
+        Where the weights were taken from, and the SHA-256 of that file.
     """
 
     name: str
@@ -66,11 +81,45 @@ class TrunkMetadata:
     embed_dim: int
     heads: int
     blocks: int
+    output_blocks: tuple[int, ...]
     mean: npt.NDArray[np.float32]
     std: npt.NDArray[np.float32]
-    class_row: npt.NDArray[np.float32]
+    prefix: npt.NDArray[np.float32]
     positions: npt.NDArray[np.float32]
+    rule: PositionRule
+    source: str
     source_sha256: str
+
+    def outputs(self, block: int | None = None) -> tuple[str, str, str]:
+        """Name the outputs that are the queries, keys and values of a block.
+
+        Parameters
+        ----------
+        block : int or None
+            Zero-based, or negative to count from the network's last; None is the last one the file has.
+
+        Returns
+        -------
+        (str, str, str)
+
+        Raises
+        ------
+        ValueError
+            When the file doesn't give that block; the message says which it does.
+        """
+        last = self.output_blocks[-1]
+        number = last if block is None else block
+        if isinstance(number, bool) or not isinstance(number, int | np.integer):
+            raise ValueError(f"block must be a whole number or None, got {block!r}")
+        found = int(number) + (self.blocks if number < 0 else 0)
+        if found not in self.output_blocks:
+            listed = ", ".join(map(str, self.output_blocks))
+            raise ValueError(
+                f"model {self.name!r} gives no features of block {block}: it has {self.blocks} blocks, of which its "
+                f"file gives {listed}; build it with others by 'sparsespec models build ... --blocks LIST'"
+            )
+        end = "" if found == last else f".{found}"
+        return f"queries{end}", f"keys{end}", f"values{end}"
 
 
 def encode_table(table: npt.NDArray[np.float32]) -> str:
@@ -90,10 +139,58 @@ def decode_table(text: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     ValueError
         When the text doesn't hold exactly ``shape`` entries.
     """
-    raw = zlib.decompress(base64.b64decode(text, validate=True))
+    count = math.prod(shape)
+    unpack = zlib.decompressobj()
+    # No more than is wanted: a few kilobytes can be made to unpack to gigabytes.
+    raw = unpack.decompress(base64.b64decode(text, validate=True), 4 * count + 1)
+    if len(raw) != 4 * count or not unpack.eof:
+        raise ValueError(f"a table that isn't of {' x '.join(map(str, shape))} numbers")
     planes = np.frombuffer(raw, np.uint8).reshape(4, -1)
     table = np.ascontiguousarray(planes.T).view("<f4").astype(np.float32, copy=False)
     return table.reshape(shape)
+
+
+def describe(
+    vit: Vit, *, output_blocks: Sequence[int], precision: str, name: str, source: str, source_sha256: str
+) -> dict[str, str]:
+    """Write the description of a trunk as the raw text entries of its file.
+
+    Parameters
+    ----------
+    vit : Vit
+        The network.
+    output_blocks : sequence of int
+        Blocks that come out, zero-based and ascending.
+    precision, name, source, source_sha256 : str
+        As in :class:`TrunkMetadata`.
+
+    Returns
+    -------
+    dict of str to str
+    """
+    rows, columns, embed_dim = vit.positions.shape
+    table = np.concatenate([vit.prefix.reshape(-1, embed_dim), vit.positions.reshape(-1, embed_dim)])
+    props = {
+        "format": FORMAT,
+        "version": str(FORMAT_VERSION),
+        "name": name,
+        "precision": precision,
+        "patch_size": str(vit.patch_size),
+        "embed_dim": str(embed_dim),
+        "heads": str(vit.heads),
+        "blocks": str(len(vit.blocks)),
+        "output_blocks": ",".join(map(str, output_blocks)),
+        "mean": ",".join(str(float(value)) for value in vit.mean),
+        "std": ",".join(str(float(value)) for value in vit.std),
+        "source": source,
+        "source_sha256": source_sha256,
+        "prefix": str(len(vit.prefix)),
+        "position_grid": f"{rows}x{columns}",
+        "position_offset": str(float(vit.rule.offset)),
+        "position_antialias": "true" if vit.rule.antialias else "false",
+        "positions": encode_table(table.astype(np.float32)),
+    }
+    return {PREFIX + key: value for key, value in props.items()}
 
 
 def read_metadata_props(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -129,6 +226,8 @@ def read_metadata_props(path: str | os.PathLike[str]) -> dict[str, str]:
                         if sub in (_KEY, _VALUE):
                             stream.seek(sub_start)
                             entry[sub] = stream.read(sub_length).decode("utf-8")
+                    if entry.get(_KEY, "") in found:
+                        raise ValueError(f"its metadata have two entries {entry.get(_KEY, '')!r}")
                     found[entry.get(_KEY, "")] = entry.get(_VALUE, "")
         except ValueError as error:
             raise ModelFormatError(f"{os.fspath(path)!r} isn't an ONNX file: {error}") from None
@@ -166,42 +265,138 @@ def parse_trunk_metadata(props: Mapping[str, str], *, where: str) -> TrunkMetada
         said = "says nothing of its format" if kind is None else f"says its format is {kind!r}"
         raise ModelFormatError(
             f"{where!r} is an ONNX file but not one for sparsespec: it {said}, expected {FORMAT!r}. "
-            "Any ONNX export won't do: use a file made by 'python -m sparsespec.models.build'"
+            "Make one of it with 'sparsespec models build FILE -o OUT.onnx'"
         )
     version = props.get(PREFIX + "version", "")
-    if version != str(FORMAT_VERSION):
+    if version not in _READABLE:
         raise ModelFormatError(
             f"{where!r} has version {version or 'missing'} of the format {FORMAT!r}; this program reads "
-            f"version {FORMAT_VERSION}. Rebuild the file with 'python -m sparsespec.models.build'"
+            f"versions {' and '.join(_READABLE)}. Rebuild the file with 'sparsespec models build'"
         )
-    try:
-        embed_dim = int(props[PREFIX + "embed_dim"])
-        rows, columns = (int(part) for part in props[PREFIX + "position_grid"].split("x"))
-        table = decode_table(props[PREFIX + "positions"], (1 + rows * columns, embed_dim))
-        return TrunkMetadata(
-            name=props[PREFIX + "name"],
-            precision=props[PREFIX + "precision"],
-            patch_size=int(props[PREFIX + "patch_size"]),
-            embed_dim=embed_dim,
-            heads=int(props[PREFIX + "heads"]),
-            blocks=int(props[PREFIX + "blocks"]),
-            mean=_three(props[PREFIX + "mean"]),
-            std=_three(props[PREFIX + "std"]),
-            class_row=table[0],
-            positions=table[1:].reshape(rows, columns, embed_dim),
-            source_sha256=props[PREFIX + "source_sha256"],
-        )
-    except KeyError as error:
-        raise ModelFormatError(f"{where!r} is incomplete: its metadata has no entry {error}") from None
-    except (ValueError, zlib.error) as error:
-        raise ModelFormatError(f"{where!r} has unreadable metadata: {error}") from None
+    entries = _Entries(props, where)
+    embed_dim = entries.integer("embed_dim", 1, 2**16)
+    heads = entries.integer("heads", 1, embed_dim)
+    if embed_dim % heads:
+        raise entries.bad("heads", f"expected a divisor of embed_dim {embed_dim}")
+    blocks = entries.integer("blocks", 1, 10_000)
+    if version == "1":
+        # It was for one network: a class token, the last block, the table resized as its export did.
+        prefix, rule, output_blocks = 1, PositionRule(), (blocks - 1,)
+    else:
+        prefix = entries.integer("prefix", 0, 10_000)
+        rule = PositionRule(entries.number("position_offset", 0, 0.99), entries.boolean("position_antialias"))
+        output_blocks = entries.ascending("output_blocks", blocks)
+    rows, columns = entries.grid("position_grid")
+    table = entries.table("positions", (prefix + rows * columns, embed_dim))
+    return TrunkMetadata(
+        name=entries.text("name"),
+        precision=entries.one_of("precision", PRECISIONS),
+        patch_size=entries.integer("patch_size", 1, 1024),
+        embed_dim=embed_dim,
+        heads=heads,
+        blocks=blocks,
+        output_blocks=output_blocks,
+        mean=entries.three("mean", lowest=-1e3),
+        std=entries.three("std", lowest=1e-6),
+        prefix=table[:prefix],
+        positions=table[prefix:].reshape(rows, columns, embed_dim),
+        rule=rule,
+        source=entries.text("source"),
+        source_sha256=entries.sha256("source_sha256"),
+    )
 
 
-def _three(text: str) -> npt.NDArray[np.float32]:
-    values = np.array([float(part) for part in text.split(",")], np.float32)
-    if values.shape != (3,):
-        raise ValueError(f"expected three numbers, got {text!r}")
-    return values
+class _Entries:
+    """The raw entries, each checked as it is read."""
+
+    def __init__(self, props: Mapping[str, str], where: str) -> None:
+        self._props, self._where = props, where
+
+    def bad(self, key: str, expected: str) -> ModelFormatError:
+        value = self._props[PREFIX + key]
+        shown = repr(value if len(value) <= 60 else value[:57] + "...")
+        return ModelFormatError(f"{self._where!r} has unreadable metadata: its entry {key} is {shown}, {expected}")
+
+    def text(self, key: str) -> str:
+        try:
+            value = self._props[PREFIX + key]
+        except KeyError:
+            raise ModelFormatError(
+                f"{self._where!r} is incomplete: its metadata has no entry {PREFIX + key!r}"
+            ) from None
+        if not value:
+            raise self.bad(key, "expected some text")
+        return value
+
+    def one_of(self, key: str, choices: Sequence[str]) -> str:
+        value = self.text(key)
+        if value not in choices:
+            raise self.bad(key, f"expected one of {', '.join(choices)}")
+        return value
+
+    def boolean(self, key: str) -> bool:
+        return self.one_of(key, ("true", "false")) == "true"
+
+    def integer(self, key: str, lowest: int, highest: int) -> int:
+        value = self._whole(self.text(key))
+        if value is None or not lowest <= value <= highest:
+            raise self.bad(key, f"expected a whole number from {lowest} to {highest}")
+        return value
+
+    def number(self, key: str, lowest: float, highest: float) -> float:
+        value = self._real(self.text(key))
+        if not lowest <= value <= highest:
+            raise self.bad(key, f"expected a number from {lowest:g} to {highest:g}")
+        return value
+
+    def three(self, key: str, lowest: float) -> npt.NDArray[np.float32]:
+        values = [self._real(part) for part in self.text(key).split(",")]
+        if len(values) != 3 or not all(lowest <= value <= 1e3 for value in values):
+            raise self.bad(key, f"expected three numbers from {lowest:g} to 1000")
+        return np.array(values, np.float32)
+
+    def ascending(self, key: str, count: int) -> tuple[int, ...]:
+        values = [self._whole(part) for part in self.text(key).split(",")]
+        found = tuple(value for value in values if value is not None and value < count)
+        if len(found) != len(values) or list(found) != sorted(set(found)):
+            raise self.bad(key, f"expected ascending block numbers from 0 to {count - 1}")
+        return found
+
+    def grid(self, key: str) -> tuple[int, int]:
+        sides = [self._whole(part) for part in self.text(key).split("x")]
+        found = [side for side in sides if side is not None and 1 <= side <= 10_000]
+        if len(sides) != 2 or len(found) != 2:
+            raise self.bad(key, "expected rows and columns such as 37x37")
+        return found[0], found[1]
+
+    def table(self, key: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        try:
+            table = decode_table(self.text(key), shape)
+        except (ValueError, zlib.error) as error:
+            if isinstance(error, ModelFormatError):
+                raise
+            raise self.bad(key, f"which can't be unpacked: {error}") from None
+        if not np.isfinite(table).all():
+            raise self.bad(key, "which holds numbers that aren't finite")
+        return table
+
+    def sha256(self, key: str) -> str:
+        value = self.text(key)
+        if not re.fullmatch("[0-9a-f]{64}", value):
+            raise self.bad(key, "expected 64 hexadecimal digits in lower case")
+        return value
+
+    @staticmethod
+    def _whole(text: str) -> int | None:
+        # Not everything that int() takes: no spaces, underscores or digits of other scripts.
+        return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
+
+    @staticmethod
+    def _real(text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            return math.nan
 
 
 def _fields(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:

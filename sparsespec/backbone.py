@@ -129,13 +129,16 @@ class Backbone:
     max_tokens : int, default 8192
         A larger token grid is run in overlapping tiles of at most so many tokens, which bounds the memory: some 45 kB
         for each token of one run beside the features of the whole image.
+    block : int, optional
+        The block whose queries, keys and values are wanted: zero-based, or negative to count from the network's last.
+        The file must have been built with it. The default is the last one that the file gives.
 
     Raises
     ------
     UnknownModelError, ModelFormatError
         When the model isn't known, isn't there or isn't a model of ours.
     ValueError
-        On a thread or token count out of range.
+        On a thread or token count out of range, or a block that the file doesn't give.
     """
 
     def __init__(
@@ -145,6 +148,7 @@ class Backbone:
         providers: Sequence[str] | None = None,
         threads: int | None = None,
         max_tokens: int = DEFAULT_MAX_TOKENS,
+        block: int | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1 or None, got {threads!r}")
@@ -156,6 +160,7 @@ class Backbone:
             raise ValueError("providers must name at least one execution provider, or be None")
         self._path = resolve(model)
         self._metadata = read_trunk_metadata(self._path)
+        self._outputs = self._metadata.outputs(block)
         self._asked = None if providers is None else tuple(providers)
         self._threads = available_cpus() if threads is None else int(threads)
         self._max_tokens = int(max_tokens)
@@ -297,9 +302,7 @@ class Backbone:
         for channel, plane in enumerate(feed[0]):
             np.subtract(pixels[..., channel], self._metadata.mean[channel], out=plane)
             plane /= self._metadata.std[channel]
-        queries, keys, values = session.run(
-            ["queries", "keys", "values"], {"image": feed, "positions": positions[None]}
-        )
+        queries, keys, values = session.run(list(self._outputs), {"image": feed, "positions": positions[None]})
         return queries[0], keys[0], values[0]
 
     def _run_tiles(
@@ -310,7 +313,7 @@ class Backbone:
         views: Sequence[View],
         overlap: int,
     ) -> tuple[_Floats, _Floats, _Floats]:
-        grid, patch, table = fitted.grid, self.patch_size, self._metadata.positions
+        grid, patch, table, rule = fitted.grid, self.patch_size, self._metadata.positions, self._metadata.rule
         totals = [np.zeros((*grid, self._metadata.embed_dim), np.float32) for _ in range(3)]
         weights = np.zeros(grid, np.float32)
         patches = [np.empty((patch, len(view.rows), patch, 3), np.float32) for view in views]
@@ -320,7 +323,7 @@ class Backbone:
             for view, held in zip(views, patches, strict=True):
                 view.collect(held, pixels, tile)
             weight = np.outer(ramp(top, bottom, grid[0], overlap), ramp(left, right, grid[1], overlap))
-            found = self._run(session, pixels, self._rows(resize_positions(table, grid, window=tile)))
+            found = self._run(session, pixels, self._rows(resize_positions(table, grid, rule=rule, window=tile)))
             for total, features in zip(totals, found, strict=True):
                 total[top:bottom, left:right] += weight[..., None] * features.reshape(*weight.shape, -1)
             weights[top:bottom, left:right] += weight
@@ -332,7 +335,7 @@ class Backbone:
         while patches:
             view = views[len(patches) - 1]
             held = patches.pop()
-            positions = positions_at(table, grid, view.rows, view.columns)
+            positions = positions_at(table, grid, view.rows, view.columns, rule=rule)
             found = self._run(session, held.reshape(patch, -1, 3), self._rows(positions))
             for correction, total, features in zip(corrections, totals, found, strict=True):
                 correction[view.places] = features - total[view.rows, view.columns]
@@ -342,8 +345,8 @@ class Backbone:
         return queries, keys, values
 
     def _rows(self, positions: _Floats) -> _Floats:
-        """Put the class token's row before those of the tokens."""
-        return np.concatenate([self._metadata.class_row[None], positions.reshape(-1, positions.shape[-1])])
+        """Put the rows of the class token and the registers before those of the patches."""
+        return np.concatenate([self._metadata.prefix, positions.reshape(-1, positions.shape[-1])])
 
     def _positions(self, grid: tuple[int, int]) -> _Floats:
         """Return the rows of a whole grid, resized now or kept from the last few sizes seen."""
@@ -352,7 +355,7 @@ class Backbone:
             if rows is not None:
                 self._tables.move_to_end(grid)
                 return rows
-        rows = self._rows(resize_positions(self._metadata.positions, grid))
+        rows = self._rows(resize_positions(self._metadata.positions, grid, rule=self._metadata.rule))
         with self._lock:
             self._tables[grid] = rows
             while len(self._tables) > _TABLES_KEPT:

@@ -15,8 +15,15 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 _CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _CHECKOUT]
 os.environ["PYTHONSAFEPATH"] = "1"
+# Nothing is downloaded, and the models that somebody pulled on this machine are not looked at.
+os.environ["SPARSESPEC_OFFLINE"] = "1"
 
 _SHARED = "SPARSESPEC_SHARED"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_folder_of_models(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["SPARSESPEC_HOME"] = str(tmp_path_factory.mktemp("home"))
 
 
 @pytest.fixture(scope="session")

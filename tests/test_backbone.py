@@ -413,7 +413,7 @@ def test_view_sees_the_pixels_and_positions_of_its_tokens(monkeypatch: pytest.Mo
     def look(session: Any, pixels: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, ...]:
         if pixels.shape[0] == 14:
             strip = pixels.reshape(14, -1, 14, 3).transpose(1, 0, 2, 3)
-            np.testing.assert_array_equal(positions[0], net._metadata.class_row)
+            np.testing.assert_array_equal(positions[:1], net._metadata.prefix)
             for patch, position in zip(strip, positions[1:], strict=True):
                 (place,) = np.argwhere((patches == patch).all((2, 3, 4)))
                 np.testing.assert_allclose(position, whole[tuple(place)], atol=1e-7)

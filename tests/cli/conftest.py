@@ -12,6 +12,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from sparsespec.cli import main
+from tests.models.conftest import builds, home, server
+
+__all__ = ["builds", "home", "server"]
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from sparsespec.models.build import read_trunk, read_wheel
+from sparsespec.models._wheel import read_wheel
+from sparsespec.models.from_onnx import read_export
 
 
 def picture() -> npt.NDArray[np.float32]:
@@ -27,7 +28,7 @@ def picture() -> npt.NDArray[np.float32]:
 
 def main() -> None:
     model = onnx.load_from_string(read_wheel(sys.argv[1]))
-    taps = read_trunk(model).taps
+    taps = [tap.tensor for tap in read_export(model).taps[-1]]
     del model.graph.output[:]
     for name in taps:
         model.graph.output.add(name=name)
@@ -35,7 +36,7 @@ def main() -> None:
         model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
     image = ((picture() - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).astype(np.float32)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found = session.run(list(taps), {model.graph.input[0].name: image.transpose(2, 0, 1)[None]})
+    found = session.run(taps, {model.graph.input[0].name: image.transpose(2, 0, 1)[None]})
     parts = {name: part[0, 1:] for name, part in zip(("queries", "keys", "values"), found, strict=True)}
     # Half precision is a hundred times finer than what 8-bit weights do to these numbers.
     arrays = {name: part.astype(np.float16) for name, part in parts.items()}

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparsespec.models.build import Trunk
 from sparsespec.models.vit import Linear, Norm, Vit
 from sparsespec.position_table import resize_positions
 
@@ -32,25 +31,6 @@ def _attend(q: _Array, k: _Array, v: _Array, heads: int) -> _Array:
         weight = np.exp(score - score.max(-1, keepdims=True))
         parts.append(weight / weight.sum(-1, keepdims=True) @ vh)
     return np.concatenate(parts, axis=-1)
-
-
-def queries_keys_values(trunk: Trunk, image: npt.NDArray[Any], positions: npt.NDArray[Any]) -> list[_Array]:
-    """Run the trunk on one normalised (3, H, W) image; positions as the graph takes them, the class token included."""
-    p = trunk.patch_size
-    tokens = [np.zeros(trunk.embed_dim)]
-    for top in range(0, image.shape[1], p):
-        for left in range(0, image.shape[2], p):
-            patch = image[:, top : top + p, left : left + p].astype(float)
-            tokens.append((trunk.patch.weight * patch).sum((1, 2, 3)) + trunk.patch.bias)
-    x = np.array(tokens) + positions
-    for attention, rest in trunk.blocks:
-        normed = _norm(x, attention.norm)
-        q, k, v = (_linear(normed, part) for part in (attention.query, attention.key, attention.value))
-        x = x + _linear(_attend(q, k, v, trunk.heads), rest.out)
-        hidden = _linear(_norm(x, rest.norm), rest.fc1)
-        x = x + _linear(hidden * (1 + _erf(hidden / math.sqrt(2))) / 2, rest.fc2)
-    normed = _norm(x, trunk.last.norm)[1:]
-    return [_linear(normed, part) for part in (trunk.last.query, trunk.last.key, trunk.last.value)]
 
 
 def forward(
