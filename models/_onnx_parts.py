@@ -114,7 +114,7 @@ def linear(graph: Graph, tensor: str) -> Layer:
     if graph.is_constant(node.inputs[0]) or not graph.is_constant(node.inputs[1]):
         raise NoMatchError(f"expected {what}, but the second operand of {node} isn't a constant")
     weight = _needed(graph, node.inputs[1])
-    if weight.ndim < 2 or weight.shape[:-2] != (1,) * (weight.ndim - 2) or node.attributes.get("transA"):
+    if weight.ndim < 2 or math.prod(weight.shape[:-2]) != 1 or node.attributes.get("transA"):
         raise NoMatchError(f"expected {what}, but {node} has one of shape {weight.shape}")
     weight = weight.reshape(weight.shape[-2:])
     if node.attributes.get("transB"):
@@ -445,7 +445,7 @@ def attention_output(graph: Graph, tensor: str, match: AttentionMatch) -> Linear
     if name != match.output or shape is None:
         raise NoMatchError(f"the layer that makes {tensor!r} doesn't take what attention mixed")
     width = len(match.attention.value.bias)
-    codes = np.arange(math.prod(shape), dtype=np.int64)
+    codes: Array = np.arange(math.prod(shape), dtype=np.int64)
     if shape[-1] != width:
         # Numbered by token, head and channel, as the columns of the values are.
         codes = codes.reshape(-1, match.heads, width // match.heads).transpose(1, 0, 2)
@@ -497,19 +497,19 @@ _erf = np.vectorize(math.erf, otypes=[float])
 
 
 def _silu(x: Array) -> Array:
-    return x / (1 + np.exp(-x))
+    return np.asarray(x / (1 + np.exp(-x)))
 
 
 def _gelu(x: Array) -> Array:
-    return x * (1 + _erf(x / math.sqrt(2))) / 2
+    return np.asarray(x * (1 + _erf(x / math.sqrt(2))) / 2)
 
 
 def _gelu_tanh(x: Array) -> Array:
-    return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+    return np.asarray(x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2)
 
 
 def _quick_gelu(x: Array) -> Array:
-    return x / (1 + np.exp(-1.702 * x))
+    return np.asarray(x / (1 + np.exp(-1.702 * x)))
 
 
 _POINTWISE: dict[str, Callable[..., Any]] = {
@@ -529,7 +529,7 @@ _POINTWISE: dict[str, Callable[..., Any]] = {
     "QuickGelu": _quick_gelu,
     "Swish": _silu,
 }
-_KNOWN = {
+_KNOWN: dict[str, Callable[..., Any]] = {
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
     "ReLU": lambda x: np.maximum(x, 0),

@@ -60,6 +60,8 @@ class Export:
         What the graph does to its input in front of the patches: ``scale * input + shift``.
     taps : tuple of (Tap, Tap, Tap)
         Where to find queries, keys and values of every block.
+    half : bool
+        Whether the graph computes in half precision: then what it gives is only that exact, even if the weights are.
     """
 
     vit: Vit
@@ -71,6 +73,7 @@ class Export:
     pixel_scale: Array
     pixel_shift: Array
     taps: tuple[tuple[Tap, Tap, Tap], ...]
+    half: bool = False
 
 
 def load_export(path: str | os.PathLike[str]) -> Any:
@@ -146,6 +149,8 @@ def read_export(model: Any, *, rule: PositionRule | None = None) -> Export:
         try:
             return _read(model, Graph(model, sizes), rule)
         except UnrecognisedModelError as error:
+            if failure is not None and str(error) == str(failure):
+                break  # Another size of the image won't change it.
             failure = failure or error
         except (ValueError, TypeError, IndexError, OverflowError) as error:
             # A graph that breaks ONNX's own rules, such as an axis that is no number.
@@ -271,7 +276,9 @@ def _read(model: Any, graph: Graph, rule: PositionRule | None) -> Export:
     channels_last = shape[1] != 3
     size = (shape[1], shape[2]) if channels_last else (shape[2], shape[3])
     taps = tuple(_tap(graph, model, match) for _, match in chain)
-    return Export(vit, own_rule, model, image, size, channels_last, scale, shift, taps)
+    kept = graph.value(patch.inputs[1])
+    half = kept is not None and kept.dtype == np.float16
+    return Export(vit, own_rule, model, image, size, channels_last, scale, shift, taps, half)
 
 
 def _tap(graph: Graph, model: Any, match: AttentionMatch) -> tuple[Tap, Tap, Tap]:

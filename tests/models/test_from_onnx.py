@@ -23,7 +23,7 @@ CASES = sorted(exports.cases())
 # One of each way to keep queries, keys and values, and one with everything in it.
 DAMAGED = (
     "original_v2-new23",
-    *(pytest.param(n, marks=pytest.mark.slow) for n in ("vit-new20", "timm-new18", "dinov2_swiglu-old17")),
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ("vit-new20", "timm_swiglu-old17", "timm-new18")),
 )
 FEW = ("vit-old17", "timm-new18", "dinov2_registers-new23", "dinov2_swiglu-old17")
 
@@ -78,6 +78,18 @@ def test_the_rule_of_the_graph(name: str) -> None:
         assert export.rule == export.vit.rule == PositionRule(*exports.cases()[name]["rule"])
     else:
         assert (export.rule, export.vit.rule) == (None, PositionRule())
+
+
+def test_scales_instead_of_sizes() -> None:
+    """A table resized by factors: 0.1 more than the grid, as in the code of the first DINO, or not."""
+    for offset in (0.0, 0.1):
+        model = exports.load("dinov2-old17")
+        resize = next(node for node in model.graph.node if node.op_type == "Resize")
+        factor = (4 + offset) / 4
+        scales = numpy_helper.from_array(np.array([1, 1, factor, factor], np.float32), "scales")
+        model.graph.initializer.append(scales)
+        resize.input[:] = [resize.input[0], "", "scales"]
+        assert read_export(model).rule == PositionRule(offset)
 
 
 def test_tokens_in_front() -> None:
@@ -138,6 +150,40 @@ def in_half(model: Any) -> Any:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     return model
+
+
+def half_throughout(model: Any) -> Any:
+    """Compute in half precision, input included."""
+    full, half = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+
+    def shortened(tensor: Any) -> None:
+        if tensor.data_type == full:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+
+    for tensor in model.graph.initializer:
+        shortened(tensor)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "to" and attribute.i == full:
+                attribute.i = half
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                shortened(attribute.t)
+    for value in [*model.graph.input, *model.graph.output]:
+        if value.type.tensor_type.elem_type == full:
+            value.type.tensor_type.elem_type = half
+    return model
+
+
+@pytest.mark.parametrize("name", ["vit-old17", "timm-old17", "dinov2-old14"])
+def test_exports_in_half_precision(name: str) -> None:
+    plain, half = read_export(exports.load(name)), read_export(half_throughout(exports.load(name)))
+    assert (plain.half, half.half) == (False, True)
+    for a, b in zip(arrays(plain.vit), arrays(half.vit), strict=True):
+        if isinstance(a, np.ndarray):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+        elif isinstance(a, float):
+            assert a == pytest.approx(b, abs=1e-6)
+    assert compare_with_export(half, plain_graph(half.vit, 1)) < 1e-2
 
 
 def as_nodes(model: Any) -> Any:
