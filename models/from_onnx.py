@@ -149,8 +149,6 @@ def read_export(model: Any, *, rule: PositionRule | None = None) -> Export:
         try:
             return _read(model, Graph(model, sizes), rule)
         except UnrecognisedModelError as error:
-            if failure is not None and str(error) == str(failure):
-                break  # Another size of the image won't change it.
             failure = failure or error
         except (ValueError, TypeError, IndexError, OverflowError) as error:
             # A graph that breaks ONNX's own rules, such as an axis that is no number.
