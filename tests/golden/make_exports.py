@@ -55,17 +55,35 @@ class Attention(nn.Module):
         return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, dim))
 
 
+class Library(nn.MultiheadAttention):
+    """PyTorch's own attention, as torchvision uses it."""
+
+    def __init__(self) -> None:
+        super().__init__(DIM, HEADS, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return super().forward(x, x, x, need_weights=False)[0]
+
+
 class Original(nn.Module):
     """A transformer as the first DINO (scale=False) or DINOv2 (scale=True) computes it."""
 
-    def __init__(self, *, patch: int = 4, scale: bool = False, fused: bool = False, decoder: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        patch: int = 4,
+        scale: bool = False,
+        fused: bool = False,
+        decoder: bool = False,
+        library: bool = False,
+    ) -> None:
         super().__init__()
         self.patch = patch
         self.projection = nn.Conv2d(3, DIM, patch, stride=patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, DIM))
         self.positions = nn.Parameter(torch.zeros(1, 17, DIM))
         self.norms = nn.ModuleList(nn.LayerNorm(DIM, eps=1e-6) for _ in range(2 * BLOCKS + 1))
-        self.attention = nn.ModuleList(Attention(fused) for _ in range(BLOCKS))
+        self.attention = nn.ModuleList(Library() if library else Attention(fused) for _ in range(BLOCKS))
         self.fc1 = nn.ModuleList(nn.Linear(DIM, HIDDEN) for _ in range(BLOCKS))
         self.fc2 = nn.ModuleList(nn.Linear(HIDDEN, DIM) for _ in range(BLOCKS))
         self.gamma = nn.ParameterList([torch.ones(DIM) for _ in range(2 * BLOCKS)]) if scale else [1.0] * 2 * BLOCKS
@@ -140,14 +158,23 @@ def fill(model: nn.Module) -> nn.Module:
 def hooked(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Layers that make queries, keys and values, in the order of the blocks."""
     names = ("q_proj", "k_proj", "v_proj", "qkv")
-    return [(n.rsplit(".", 1)[-1], m) for n, m in model.named_modules() if n.rsplit(".", 1)[-1] in names]
+    named = [(n.rsplit(".", 1)[-1], m) for n, m in model.named_modules()]
+    return [(n, m) for n, m in named if n in names or isinstance(m, Library)]
 
 
 def catch(model: nn.Module, picture: np.ndarray) -> np.ndarray:
     """Run a model; return (blocks, 3, rows, D)."""
     found: list[np.ndarray] = []
     handles = []
+
+    def project(module: Library, inputs: tuple[torch.Tensor, ...]) -> None:
+        out = functional.linear(inputs[0], module.in_proj_weight, module.in_proj_bias)
+        found.extend(p[0].numpy() for p in out.chunk(3, dim=-1))
+
     for name, module in hooked(model):
+        if isinstance(module, Library):
+            handles.append(module.register_forward_pre_hook(project))
+            continue
         parts = 3 if name == "qkv" else 1
         handles.append(
             module.register_forward_hook(
@@ -380,6 +407,16 @@ MODELS: list[tuple[str, Callable[[], nn.Module], tuple[float, bool], bool, dict[
         {
             "old17": {**OLD, "opset": 17, "dynamic": False},
             "new23": {**NEW, "opset": 23, "dynamic": False},
+        },
+    ),
+    (
+        "library",
+        lambda: Original(library=True),
+        OFFSET,
+        True,
+        {
+            "old17": {**OLD, "opset": 17, "dynamic": False},
+            "new20": {**NEW, "opset": 20, "dynamic": False},
         },
     ),
     (

@@ -21,6 +21,10 @@ from onnx import helper, numpy_helper  # noqa: E402
 
 CASES = sorted(exports.cases())
 # One of each way to keep queries, keys and values, and one with everything in it.
+DAMAGED = (
+    "original_v2-new23",
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ("vit-new20", "timm_swiglu-old17", "timm-new18")),
+)
 FEW = ("vit-old17", "timm-new18", "dinov2_registers-new23", "dinov2_swiglu-old17")
 
 
@@ -74,6 +78,18 @@ def test_the_rule_of_the_graph(name: str) -> None:
         assert export.rule == export.vit.rule == PositionRule(*exports.cases()[name]["rule"])
     else:
         assert (export.rule, export.vit.rule) == (None, PositionRule())
+
+
+def test_scales_instead_of_sizes() -> None:
+    """A table resized by factors: 0.1 more than the grid, as in the code of the first DINO, or not."""
+    for offset in (0.0, 0.1):
+        model = exports.load("dinov2-old17")
+        resize = next(node for node in model.graph.node if node.op_type == "Resize")
+        factor = (4 + offset) / 4
+        scales = numpy_helper.from_array(np.array([1, 1, factor, factor], np.float32), "scales")
+        model.graph.initializer.append(scales)
+        resize.input[:] = [resize.input[0], "", "scales"]
+        assert read_export(model).rule == PositionRule(offset)
 
 
 def test_tokens_in_front() -> None:
@@ -134,6 +150,40 @@ def in_half(model: Any) -> Any:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     return model
+
+
+def half_throughout(model: Any) -> Any:
+    """Compute in half precision, input included."""
+    full, half = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+
+    def shortened(tensor: Any) -> None:
+        if tensor.data_type == full:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+
+    for tensor in model.graph.initializer:
+        shortened(tensor)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "to" and attribute.i == full:
+                attribute.i = half
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                shortened(attribute.t)
+    for value in [*model.graph.input, *model.graph.output]:
+        if value.type.tensor_type.elem_type == full:
+            value.type.tensor_type.elem_type = half
+    return model
+
+
+@pytest.mark.parametrize("name", ["vit-old17", "timm-old17", "dinov2-old14"])
+def test_exports_in_half_precision(name: str) -> None:
+    plain, half = read_export(exports.load(name)), read_export(half_throughout(exports.load(name)))
+    assert (plain.half, half.half) == (False, True)
+    for a, b in zip(arrays(plain.vit), arrays(half.vit), strict=True):
+        if isinstance(a, np.ndarray):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+        elif isinstance(a, float):
+            assert a == pytest.approx(b, abs=1e-6)
+    assert compare_with_export(half, plain_graph(half.vit, 1)) < 1e-2
 
 
 def as_nodes(model: Any) -> Any:
@@ -310,8 +360,8 @@ def test_operators_of_onnx_runtime(kind: str) -> None:
 
 def test_factors_in_front_of_the_scores() -> None:
     """A factor other than one over the root of the channels goes into the queries."""
-    model = exports.load("original_v1-old14")
-    plain = read_export(exports.load("original_v1-old14")).vit
+    model = exports.load("vit-old17")
+    plain = read_export(exports.load("vit-old17")).vit
     factors = [n for n in model.graph.node if n.op_type == "Constant" and abs(scalar_of(n) - 8**-0.5) < 1e-6]
     assert factors
     for node in factors:
@@ -428,7 +478,7 @@ def test_comparison_with_the_export(name: str) -> None:
 
 def test_comparison_sees_what_differs() -> None:
     export = read_export(exports.load("dinov2-old17"))
-    scaled = dataclasses.replace(export.vit.patch, bias=export.vit.patch.bias + 0.5)
+    scaled = dataclasses.replace(export.vit.patch, bias=export.vit.patch.bias[::-1])
     wrong = plain_graph(dataclasses.replace(export.vit, patch=scaled), 1)
     assert compare_with_export(export, wrong) > 1e-3
     # The positions of this one are resized in the graph, with another rule the same table makes others.
@@ -536,58 +586,57 @@ def test_positions_resized_in_another_way() -> None:
     assert read_export(model, rule=PositionRule(0.1)).vit.rule == PositionRule(0.1)
 
 
-@pytest.mark.parametrize("name", FEW)
+def outcome(model: Any) -> str:
+    """What comes of a damaged file; anything but a Vit or a BuildError goes through."""
+    try:
+        assert isinstance(read_export(model), Export)
+    except BuildError as error:
+        return str(error)
+    return "read"
+
+
+@pytest.mark.parametrize("name", DAMAGED)
 def test_any_node_missing(name: str) -> None:
-    """Whatever is taken away: it is read or refused with a reason, nothing else happens."""
-    whole = exports.load(name)
-    read = 0
-    for place in range(len(whole.graph.node)):
+    outcomes = []
+    for place in range(len(exports.load(name).graph.node)):
         model = exports.load(name)
         del model.graph.node[place]
-        try:
-            assert isinstance(read_export(model), Export)
-            read += 1
-        except BuildError as error:
-            assert str(error)
-    assert read < len(whole.graph.node)
+        outcomes.append(outcome(model))
+    # The head behind the trunk may be missing.
+    assert 0 < outcomes.count("read") < len(outcomes) / 2
+    assert all(outcomes)
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", DAMAGED)
 def test_any_weight_damaged(name: str) -> None:
-    whole = exports.load(name)
-    for place, tensor in enumerate(whole.graph.initializer):
-        missing, short, reshaped = (exports.load(name) for _ in range(3))
+    for place, tensor in enumerate(exports.load(name).graph.initializer):
+        missing, short, larger = (exports.load(name) for _ in range(3))
         del missing.graph.initializer[place]
         damaged = short.graph.initializer[place]
         damaged.raw_data = damaged.raw_data[:-1]
         if len(tensor.dims):
-            reshaped.graph.initializer[place].dims[0] += 1
-        for model in (missing, short, reshaped):
-            try:
-                read_export(model)
-            except BuildError as error:
-                assert str(error)
+            larger.graph.initializer[place].dims[0] += 1
+        for model in (missing, short, larger):
+            assert outcome(model)
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", DAMAGED)
 def test_any_attribute_or_input_damaged(name: str) -> None:
     whole = exports.load(name)
     for place, node in enumerate(whole.graph.node):
         for k in range(len(node.input)):
-            for other in ("", whole.graph.input[0].name):
+            for other in ("", whole.graph.input[0].name, whole.graph.output[0].name):
                 model = exports.load(name)
                 model.graph.node[place].input[k] = other
-                try:
-                    read_export(model)
-                except BuildError as error:
-                    assert str(error)
-        model = exports.load(name)
-        del model.graph.node[place].attribute[:]
-        del model.graph.node[place].input[:]
-        try:
-            read_export(model)
-        except BuildError as error:
-            assert str(error)
+                assert outcome(model)
+        bare, typed = exports.load(name), exports.load(name)
+        del bare.graph.node[place].attribute[:]
+        assert outcome(bare)
+        del bare.graph.node[place].input[:]
+        assert outcome(bare)
+        for attribute in typed.graph.node[place].attribute:
+            attribute.CopyFrom(helper.make_attribute(attribute.name, "text"))
+        assert outcome(typed)
 
 
 # The original of the embedded model
