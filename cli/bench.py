@@ -46,7 +46,7 @@ class Sizes(click.ParamType):
 
 
 @click.command("bench", short_help="Measure speed and memory beside other libraries.")
-@click.argument("part", type=click.Choice([*_PARTS, "soak", "all"]), default="all")
+@click.argument("part", type=click.Choice([*_PARTS, "soak", "gpu", "all"]), default="all")
 @click.option("--quick", is_flag=True, help="Small sizes, few repeats: to see that all works, not for figures.")
 @click.option("--tokens", type=Sizes(int, 64), default=(), help="Numbers of tokens in place of the usual sizes.")
 @click.option(
@@ -93,7 +93,7 @@ class Sizes(click.ParamType):
 @click.option(
     "--model",
     metavar="NAME|FILE",
-    help="Network of the part backbone: a name of 'sparsespec models list', or a file.  [default: default]",
+    help="Network of the parts backbone and gpu: a name of 'sparsespec models list', or a file.  [default: default]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with all that was measured instead of tables.")
 @click.option(
@@ -134,7 +134,8 @@ def bench_command(
     Each figure stands beside that of a peer from the same run, with the ratio of the two. Peers beyond SciPy come with
     "pip install 'sparsespec[peers]'"; one that is missing is listed as missing.
 
-    Not one of "all": soak, the memory of a process that sees 2,000 photographs of 300 sizes, which takes half an hour.
+    Not among "all" are soak, the memory of a process that sees 2,000 photographs of 300 sizes, which takes half an
+    hour, and gpu, the network on a CUDA GPU.
 
     \b
     Examples

@@ -26,7 +26,7 @@ from sparsespec.models.vit import BuildError, Vit
 from sparsespec.position_table import resize_positions
 from sparsespec.resample import resize
 
-__all__ = ["Network", "cosines", "run"]
+__all__ = ["Network", "cosines", "network_inputs", "read_network", "run"]
 
 _TOKENS = (1024, 1530, 4970, 10_000)
 _QUICK_TOKENS = (256,)
@@ -221,7 +221,7 @@ def callers(bench: Bench, network: Network) -> Table:
         table.notes.append("Not measured: one processor is granted to this process.")
         return table
     tokens = (bench.options.tokens or (_QUICK_TOKENS if bench.quick else _TOKENS[1:2]))[0]
-    inputs = _inputs(bench, network, data.grid_of(tokens))
+    inputs = network_inputs(bench, network, data.grid_of(tokens))
     images = 2 * bench.threads
     shapes = {
         f"1 caller, {bench.threads} threads": (1, bench.threads),
@@ -271,7 +271,7 @@ def cosines(found: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -
 def _race(bench: Bench, network: Network, tokens: int, threads: int) -> list[dict[str, Any]]:
     """Rows of one size: everybody in turns, each in a process of its own."""
     grid = data.grid_of(tokens)
-    inputs = {**_inputs(bench, network, grid), "threads": threads}
+    inputs = {**network_inputs(bench, network, grid), "threads": threads}
     outcomes: dict[str, Outcome] = {}
     contenders: dict[str, Contender] = {}
     for name, file in network.files.items():
@@ -358,7 +358,7 @@ def _photograph(bench: Bench) -> npt.NDArray[np.float32]:
     return to_rgb_float(next(iter(bench.photos.values())))
 
 
-def _inputs(bench: Bench, network: Network, grid: tuple[int, int]) -> dict[str, Any]:
+def network_inputs(bench: Bench, network: Network, grid: tuple[int, int]) -> dict[str, Any]:
     """Write the pixels and positions of a grid, and return the inputs that name them."""
     vit = network.vit
     size = (grid[0] * vit.patch_size, grid[1] * vit.patch_size)

@@ -46,7 +46,7 @@ class Options:
     photographs, sizes
         Of the part "soak": so many pictures, of so many sizes; None for 2,000 of 300.
     model
-        Network of the part "backbone": a name of the registry or a file; None for the default model.
+        Network of the parts "backbone" and "gpu": a name of the registry or a file; None for the default model.
     """
 
     quick: bool = False
@@ -155,7 +155,7 @@ def run(
     Parameters
     ----------
     parts
-        Of "kernels", "solver", "image", "backbone" and "soak", which takes long and isn't among those run by default.
+        Of "kernels", "solver", "image" and "backbone", and of "soak" and "gpu", which aren't run by default.
     options
         How to measure.
     say
@@ -175,7 +175,7 @@ def run(
     InputError
         No photographs where the options look for them, or one that can't be read; or no such model.
     """
-    from sparsespec.evaluation.benchmark import backbone, image, kernels, soak, solver
+    from sparsespec.evaluation.benchmark import backbone, gpu, image, kernels, soak, solver
 
     chosen = list(parts)
     runs: dict[str, Callable[[Bench], Any]] = {
@@ -184,6 +184,7 @@ def run(
         "image": image.run,
         "backbone": backbone.run,
         "soak": soak.run,
+        "gpu": gpu.run,
     }
     for part in chosen:
         if part not in runs:

@@ -206,7 +206,7 @@ def save_weights(vit: Vit, path: str | os.PathLike[str]) -> None:
 
 
 def load_torch(
-    path: str | os.PathLike[str], torch: Any, dtype: str
+    path: str | os.PathLike[str], torch: Any, dtype: str, device: str = "cpu"
 ) -> Callable[[npt.NDArray[np.float32], npt.NDArray[np.float32]], tuple[Any, Any, Any]]:
     """Return the network in PyTorch, eager, with its scaled dot product attention.
 
@@ -216,8 +216,10 @@ def load_torch(
         What :func:`save_weights` wrote.
     torch : module
         PyTorch.
-    dtype : {"float32", "bfloat16"}
+    dtype : {"float32", "bfloat16", "float16"}
         Of weights and computations.
+    device : {"cpu", "cuda"}
+        Where they lie and happen; image, positions and answer are in the memory of the processor.
 
     Returns
     -------
@@ -230,7 +232,7 @@ def load_torch(
     with np.load(path, allow_pickle=False) as content:
         about = json.loads(str(content["about"]))
         weights: Mapping[str, Any] = {
-            name: torch.from_numpy(content[name]).to(kind) for name in content.files if name != "about"
+            name: torch.from_numpy(content[name]).to(device, kind) for name in content.files if name != "about"
         }
     heads, size = about["heads"], weights["patch.weight"].shape[-1]
 
@@ -250,9 +252,9 @@ def load_torch(
 
     def run(image: npt.NDArray[np.float32], positions: npt.NDArray[np.float32]) -> tuple[Any, Any, Any]:
         with torch.inference_mode():
-            pixels = torch.from_numpy(image).to(kind)
+            pixels = torch.from_numpy(image).to(device, kind)
             conv = functional.conv2d(pixels, weights["patch.weight"], weights["patch.bias"], stride=size)
-            state = torch.from_numpy(positions).to(kind).clone()
+            state = torch.from_numpy(positions).to(device, kind, copy=True)
             state[:, about["prefix"] :] += conv.flatten(2).transpose(1, 2)
             batch, tokens, width = state.shape
             for index, block in enumerate(about["blocks"]):
@@ -264,7 +266,7 @@ def load_torch(
                 state = state + linear(mixed.transpose(1, 2).reshape(batch, tokens, width), f"{index}.out")
                 hidden = linear(norm(state, f"{index}.norm2", block["epsilon2"]), f"{index}.fc1")
                 state = state + linear(activation(hidden, block["activation"]), f"{index}.fc2")
-            queries, keys, values = (part.float().numpy() for part in projected.chunk(3, dim=-1))
+            queries, keys, values = (part.float().cpu().numpy() for part in projected.chunk(3, dim=-1))
             return queries, keys, values
 
     return run

@@ -55,25 +55,44 @@ def _small(feed: dict[str, npt.NDArray[np.float32]], patch: int, prefix: int) ->
 
 @task("backbone")
 def backbone(
-    model: str, image: str, positions: str, patch: int, prefix: int, threads: int, provider: str, keys: str
+    model: str,
+    image: str,
+    positions: str,
+    patch: int,
+    prefix: int,
+    threads: int,
+    provider: str,
+    keys: str,
+    options: dict[str, str] | None = None,
 ) -> Job:
     """Ours: a model file, in the session that the backbone opens for it."""
     from sparsespec.backbone import Backbone
 
-    session = Backbone(model, provider=provider, threads=threads)._open()
+    session = Backbone(model, provider=provider, provider_options=options, threads=threads)._open()
     feed = _feed(image, positions)
     session.run(_NAMES, _small(feed, patch, prefix))
     return _timed(lambda: session.run(_NAMES, feed), keys)
 
 
 @task("backbone plain")
-def plain(graph: str, image: str, positions: str | None, patch: int, prefix: int, threads: int, keys: str) -> Job:
+def plain(
+    graph: str,
+    image: str,
+    positions: str | None,
+    patch: int,
+    prefix: int,
+    threads: int,
+    keys: str,
+    provider: str = "CPUExecutionProvider",
+) -> Job:
     """ONNX Runtime on a graph as exporters write it, with its default options but for the number of threads."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    if provider != "CPUExecutionProvider" and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
+    session = onnxruntime.InferenceSession(graph, options, providers=[provider])
     feed = _feed(image, positions)
     session.run(_NAMES, _small(feed, patch, prefix))
     return _timed(lambda: [part[:, prefix:] for part in session.run(_NAMES, feed)], keys)
@@ -81,14 +100,22 @@ def plain(graph: str, image: str, positions: str | None, patch: int, prefix: int
 
 @task("backbone torch")
 def torch_eager(
-    weights: str, image: str, positions: str, patch: int, prefix: int, threads: int, dtype: str, keys: str
+    weights: str,
+    image: str,
+    positions: str,
+    patch: int,
+    prefix: int,
+    threads: int,
+    dtype: str,
+    keys: str,
+    device: str = "cpu",
 ) -> Job:
     """PyTorch, eager, with its scaled dot product attention."""
     from sparsespec.evaluation.benchmark.plain import load_torch
 
     torch = importlib.import_module("torch")
     torch.set_num_threads(threads)
-    run = load_torch(weights, torch, dtype)
+    run = load_torch(weights, torch, dtype, device)
     feed = _feed(image, positions)
     run(**_small(feed, patch, prefix))
     return _timed(lambda: [part[:, prefix:] for part in run(**feed)], keys)

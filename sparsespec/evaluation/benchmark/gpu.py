@@ -1,0 +1,136 @@
+"""``sparsespec bench gpu``: the network on a CUDA GPU, beside PyTorch there and this package on the processor."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsespec.evaluation.benchmark import data, peers
+from sparsespec.evaluation.benchmark.backbone import (
+    FLOAT16,
+    FLOAT32,
+    INT8,
+    PLAIN_GIVEN,
+    TORCH,
+    Network,
+    cosines,
+    network_inputs,
+    read_network,
+)
+from sparsespec.evaluation.benchmark.bench import Bench
+from sparsespec.evaluation.benchmark.measure import Contender, Outcome
+from sparsespec.evaluation.benchmark.report import Column, Table
+
+__all__ = ["run"]
+
+_TOKENS = (1024, 4970, 10_000)
+_QUICK_TOKENS = (256,)
+_LIMIT = 120.0
+_CUDA = "CUDAExecutionProvider"
+_EXPECTED, _ON_CPU = "sparsespec, float32, TF32 off", "sparsespec, int8, on the processor"
+_OURS_FLOAT32, _OURS_FLOAT16 = "sparsespec, float32", "sparsespec, float16"
+_PLAIN, _TORCH, _TORCH_HALF = "ONNX Runtime, plain export", "PyTorch", "PyTorch, float16"
+
+
+def run(bench: Bench) -> list[Table]:
+    """Measure the network on the first CUDA GPU; without one a note says so."""
+    table = Table(
+        "gpu",
+        "One photograph on a GPU, from pixels and positions to queries, keys and values in the processor's memory",
+        (
+            Column("tokens", "tokens", "count"),
+            Column("who", "who"),
+            Column("seconds", "time", "seconds"),
+            Column("ratio", "plain export / this", "ratio"),
+            Column("ratio_torch", "PyTorch, same type / this", "ratio"),
+            Column("ratio_cpu", "int8 on the processor / this", "ratio"),
+            Column("cosine_mean", "keys, mean cosine", "cosine"),
+            Column("cosine_least", "least", "cosine"),
+            Column("remark", "remark"),
+        ),
+    )
+    gone = _why_not()
+    if gone is not None:
+        table.notes.append(f"Not measured: {gone}.")
+        return [table]
+    network = read_network(bench.options.model, bench.folder)
+    for tokens in bench.sizes(_QUICK_TOKENS, _TOKENS):
+        bench.say(f"gpu: {tokens:,} tokens")
+        table.rows += _race(bench, network, tokens)
+    table.notes.append(f"On {_gpu_name()}. The weights are those of {network.name}.")
+    table.notes.append(
+        "Copies to the GPU and back are part of the time. Cosines are between the keys and those of our float32 graph "
+        "on the GPU without TF32. ONNX Runtime's float32 uses TF32 by default, PyTorch's doesn't."
+    )
+    return [table]
+
+
+def _race(bench: Bench, network: Network, tokens: int) -> list[dict[str, Any]]:
+    grid = data.grid_of(tokens)
+    inputs = {**network_inputs(bench, network, grid), "threads": bench.threads}
+    ours = {"provider": "cuda"}
+    tasks: dict[str, tuple[str, dict[str, Any]]] = {
+        _EXPECTED: ("backbone", {**ours, "model": network.files[FLOAT32], "options": {"use_tf32": "0"}}),
+        _OURS_FLOAT32: ("backbone", {**ours, "model": network.files[FLOAT32]}),
+        _OURS_FLOAT16: ("backbone", {**ours, "model": network.files[FLOAT16]}),
+        _ON_CPU: ("backbone", {"provider": "cpu", "model": network.files[INT8]}),
+        _PLAIN: ("backbone plain", {"graph": network.files[PLAIN_GIVEN], "provider": _CUDA}),
+    }
+    torch_gone = peers.missing("PyTorch")
+    outcomes: dict[str, Outcome] = {}
+    for name, dtype in ((_TORCH, "float32"), (_TORCH_HALF, "float16")):
+        if torch_gone is None:
+            tasks[name] = ("backbone torch", {"weights": network.files[TORCH], "dtype": dtype, "device": "cuda"})
+        else:
+            outcomes[name] = Outcome("missing", remark=torch_gone)
+    contenders = {
+        name: Contender(task, {**inputs, **own, "keys": str(bench.folder / f"gpu-{index}.npy")}, name)
+        for index, (name, (task, own)) in enumerate(tasks.items())
+    }
+    outcomes |= bench.race(contenders, limit=max(bench.limit, _LIMIT))
+    keys = {name: Path(contender.inputs["keys"]) for name, contender in contenders.items()}
+    expected = np.load(keys[_EXPECTED]) if keys[_EXPECTED].exists() else None
+    rows = []
+    for name, outcome in outcomes.items():
+        row: dict[str, Any] = {
+            "tokens": grid[0] * grid[1],
+            "who": name,
+            "ours": name.startswith("sparsespec") and outcome.status != "missing",
+            "status": outcome.status,
+            "seconds": None if outcome.status == "out of time" else outcome.seconds,
+            "remark": outcome.remark,
+        }
+        if outcome.status == "done" and outcome.seconds is not None:
+            torch = _TORCH_HALF if name == _OURS_FLOAT16 else _TORCH
+            for key, peer in (("ratio", _PLAIN), ("ratio_torch", torch), ("ratio_cpu", _ON_CPU)):
+                other = outcomes[peer]
+                if name != peer and other.status == "done" and other.seconds is not None:
+                    row[key] = other.seconds / outcome.seconds
+            if expected is not None and name != _EXPECTED:
+                found = cosines(np.load(keys[name]), expected)
+                row |= {"cosine_mean": float(found.mean()), "cosine_least": float(found.min())}
+        rows.append(row)
+    for path in keys.values():
+        path.unlink(missing_ok=True)
+    return rows
+
+
+def _why_not() -> str | None:
+    """Say why nothing can be measured here, if so."""
+    from sparsespec._sessions import import_onnxruntime, lacking_driver
+
+    if _CUDA not in import_onnxruntime().get_available_providers():
+        return f"this installation of ONNX Runtime has no {_CUDA}"
+    return lacking_driver()
+
+
+def _gpu_name() -> str:
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "--id=0"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "a GPU whose name nvidia-smi doesn't say"
+    return done.stdout.strip()
