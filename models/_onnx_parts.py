@@ -114,9 +114,9 @@ def linear(graph: Graph, tensor: str) -> Layer:
     if graph.is_constant(node.inputs[0]) or not graph.is_constant(node.inputs[1]):
         raise NoMatchError(f"expected {what}, but the second operand of {node} isn't a constant")
     weight = _needed(graph, node.inputs[1])
-    if weight.ndim < 2 or math.prod(weight.shape[:-2]) != 1 or node.attributes.get("transA"):
+    if weight.ndim < 2 or set(weight.shape[:-2]) - {1} or node.attributes.get("transA"):
         raise NoMatchError(f"expected {what}, but {node} has one of shape {weight.shape}")
-    weight = weight.reshape(weight.shape[-2:])
+    weight = weight.reshape(-1, weight.shape[-1])
     if node.attributes.get("transB"):
         weight = weight.T
     if node.op != "MatMul" and node.attributes.get("alpha", 1.0) != 1.0:
