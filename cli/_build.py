@@ -113,7 +113,10 @@ def build_command(
     try:
         check_output(output)
         read = read_source(source, heads=heads, rule=rule, mean=mean, std=std)
-        _say({"source": read.described, **_facts(read.vit)})
+        facts = _facts(read.vit)
+        if read.rule_assumed:
+            facts["positions"] += " (assumed: the export is for one size and doesn't say; see --position-rule)"
+        _say({"source": read.described, **facts})
         built = write_model(read, output, precision=precision, blocks=blocks, name=name)
     except (ModelFormatError, BuildError, DownloadError, StoreError, ImportError, OSError) as error:
         raise click.ClickException(f"{error}.") from error

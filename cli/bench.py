@@ -13,7 +13,7 @@ from ._progress import Line
 
 __all__ = ["bench_command"]
 
-_PARTS = ("kernels", "solver", "image")
+_PARTS = ("kernels", "solver", "image", "backbone")
 _FAILED = 1
 
 
@@ -90,6 +90,11 @@ class Sizes(click.ParamType):
 @click.option(
     "--sizes", type=click.IntRange(1, 100_000), metavar="N", help="Of the photographs of soak.  [default: 300]"
 )
+@click.option(
+    "--model",
+    metavar="NAME|FILE",
+    help="Network of the part backbone: a name of 'sparsespec models list', or a file.  [default: default]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with all that was measured instead of tables.")
 @click.option(
     "--markdown",
@@ -118,16 +123,18 @@ def bench_command(
     cache: Path | None,
     photographs: int | None,
     sizes: int | None,
+    model: str | None,
     as_json: bool,
     markdown: Path | None,
     update: Path | None,
 ) -> None:
-    """Measure PART: kernels (neighbour graphs), solver (eigenpairs), image (whole photographs), or all of these.
+    """Measure one PART, or all.
 
-    Not one of "all": soak, the memory of a process that sees 2,000 photographs of 300 sizes, which takes half an hour.
-
+    The parts are kernels (neighbour graphs), solver (eigenpairs), image (whole photographs) and backbone (the network).
     Each figure stands beside that of a peer from the same run, with the ratio of the two. Peers beyond SciPy come with
     "pip install 'sparsespec[peers]'"; one that is missing is listed as missing.
+
+    Not one of "all": soak, the memory of a process that sees 2,000 photographs of 300 sizes, which takes half an hour.
 
     \b
     Examples
@@ -165,6 +172,7 @@ def bench_command(
             cache=cache,
             photographs=photographs,
             sizes=sizes,
+            model=model,
         )
     except (OSError, ValueError) as error:
         raise click.UsageError(f"{' '.join(str(error).split())}.", ctx) from error
@@ -208,7 +216,7 @@ def _command(ctx: click.Context) -> str:
     for name in ("repeats", "limit", "threads", "photographs", "sizes"):
         if ctx.params[name] is not None:
             given += [f"--{name}", f"{ctx.params[name]:g}"]
-    for name in ("images", "large"):
+    for name in ("images", "large", "model"):
         if ctx.params[name] is not None:
-            given += [f"--{name}", ctx.params[name].name]
+            given += [f"--{name}", Path(ctx.params[name]).name]
     return shlex.join(given)

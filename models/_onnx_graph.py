@@ -82,8 +82,13 @@ class Graph:
         self.trouble: list[str] = []
         self.inputs = [i.name for i in model.graph.input if i.name not in self._weights]
         self._shape.update({name: tuple(shape) for name, shape in sizes.items()})
+        self._made = {*self._weights, *self.inputs}
         for raw in canonical_nodes(model):
-            self._follow(raw)
+            # A tensor made twice or taken before it is made breaks the rules of ONNX; so cut, no walk goes in circles.
+            if not self._made.intersection(raw.outputs):
+                known = (name if name in self._made or not name else f"{name} (missing)" for name in raw.inputs)
+                self._follow(replace(raw, inputs=tuple(self.root(name) for name in known)))
+                self._made.update(name for name in raw.outputs if name)
         self.outputs = [self.root(o.name) for o in model.graph.output]
 
     # Look-ups
@@ -213,8 +218,7 @@ class Graph:
 
     # Following the graph
 
-    def _follow(self, raw: Node) -> None:
-        node = replace(raw, inputs=tuple(self.root(name) for name in raw.inputs))
+    def _follow(self, node: Node) -> None:
         out = node.outputs[0]
         if node.op == "Constant":
             self._value[out] = np.asarray(node.attributes["value"])
@@ -361,10 +365,13 @@ def canonical_nodes(model: Any) -> list[Node]:
     for proto in model.graph.node:
         domain = "" if proto.domain in ("", "ai.onnx") else f"{proto.domain}."
         outputs = list(proto.output)
-        if not any(outputs):
+        constant = proto.op_type in ("Constant", "ConstantOfShape")
+        if not any(outputs) or not (constant or (proto.input and proto.input[0])):
             continue
+        outputs[0] = outputs[0] or f"nothing/{len(nodes)}"
         try:
-            attributes = {a.name: _attribute(a) for a in proto.attribute}
+            read = {a.name: _attribute(a) for a in proto.attribute}
+            attributes = {name: value for name, value in read.items() if value is not None}
         except NoMatchError:
             # A Constant that can't be decoded: what needs it will not find it.
             continue

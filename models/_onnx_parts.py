@@ -114,7 +114,7 @@ def linear(graph: Graph, tensor: str) -> Layer:
     if graph.is_constant(node.inputs[0]) or not graph.is_constant(node.inputs[1]):
         raise NoMatchError(f"expected {what}, but the second operand of {node} isn't a constant")
     weight = _needed(graph, node.inputs[1])
-    if weight.ndim < 2 or weight.shape[:-2] != (1,) * (weight.ndim - 2) or node.attributes.get("transA"):
+    if weight.ndim < 2 or math.prod(weight.shape[:-2]) != 1 or node.attributes.get("transA"):
         raise NoMatchError(f"expected {what}, but {node} has one of shape {weight.shape}")
     weight = weight.reshape(weight.shape[-2:])
     if node.attributes.get("transB"):
@@ -409,16 +409,27 @@ def attention(graph: Graph, node: Node) -> AttentionMatch:
 def _guess(graph: Graph, tensor: str) -> str:
     """Name the likely reason why an operand of attention isn't a plain projection."""
     name = graph.root(tensor)
-    while (node := graph.maker(name)) is not None and (node.op in MOVES or graph.split_constant(node) is not None):
-        parts = graph.split_constant(node)
-        name = node.inputs[0] if parts is None or node.op in MOVES else parts[0]
+    while (node := graph.maker(name)) is not None:
+        parts = graph.split_constant(node) if node.op in ("Mul", "Div") else None
+        if node.op not in MOVES and (parts is None or graph.scalar(parts[1]) is None):
+            break
+        name = node.inputs[0] if parts is None else parts[0]
     if node is None:
         return ""
-    if node.op in ("Add", "Concat", "RotaryEmbedding", "Sub"):
+    parts = graph.split_constant(node)
+    if node.op in ("Concat", "RotaryEmbedding") or (node.op in ("Add", "Sub") and parts is None):
         return "; it looks like rotary positions (RoPE, as in DINOv3), which aren't supported"
-    if "Norm" in node.op or node.op in ("Div", "Mul"):
+    if "Norm" in node.op or (node.op in ("Add", "Div", "Mul") and parts is not None and _made_by_norm(graph, name)):
         return "; it looks like a norm of queries and keys (qk_norm), which isn't supported"
     return ""
+
+
+def _made_by_norm(graph: Graph, tensor: str) -> bool:
+    try:
+        norm(graph, tensor)
+    except NoMatchError:
+        return False
+    return True
 
 
 # The rest of a block
@@ -434,7 +445,7 @@ def attention_output(graph: Graph, tensor: str, match: AttentionMatch) -> Linear
     if name != match.output or shape is None:
         raise NoMatchError(f"the layer that makes {tensor!r} doesn't take what attention mixed")
     width = len(match.attention.value.bias)
-    codes = np.arange(math.prod(shape), dtype=np.int64)
+    codes: Array = np.arange(math.prod(shape), dtype=np.int64)
     if shape[-1] != width:
         # Numbered by token, head and channel, as the columns of the values are.
         codes = codes.reshape(-1, match.heads, width // match.heads).transpose(1, 0, 2)
@@ -447,7 +458,7 @@ def attention_output(graph: Graph, tensor: str, match: AttentionMatch) -> Linear
         weight = weight[np.argsort(order[0])]
     if len(weight) != width:
         raise NoMatchError(f"the layer that makes {tensor!r} takes {len(weight)} channels, attention gives {width}")
-    return Linear(weight, layer.linear.bias)
+    return Linear(_float32(weight), layer.linear.bias)
 
 
 def feed_forward(graph: Graph, tensor: str) -> tuple[FeedForward, Norm, str]:
@@ -475,7 +486,7 @@ def feed_forward(graph: Graph, tensor: str) -> tuple[FeedForward, Norm, str]:
     if len({source for source, _, _ in layers}) != 1:
         raise NoMatchError(f"gate and values in front of {tensor!r} come from different tensors")
     weight = layers[0][1] if len(layers) == 1 else np.hstack([w for _, w, _ in layers])
-    first = Linear(weight, np.concatenate([b for _, _, b in layers]))
+    first = Linear(_float32(weight), np.concatenate([b for _, _, b in layers]))
     if second.linear.weight.shape[0] * len(layers) != weight.shape[1]:
         raise NoMatchError(f"layers of {weight.shape} and {second.linear.weight.shape} follow each other")
     found_norm, source = norm(graph, layers[0][0])
@@ -486,19 +497,19 @@ _erf = np.vectorize(math.erf, otypes=[float])
 
 
 def _silu(x: Array) -> Array:
-    return x / (1 + np.exp(-x))
+    return np.asarray(x / (1 + np.exp(-x)))
 
 
 def _gelu(x: Array) -> Array:
-    return x * (1 + _erf(x / math.sqrt(2))) / 2
+    return np.asarray(x * (1 + _erf(x / math.sqrt(2))) / 2)
 
 
 def _gelu_tanh(x: Array) -> Array:
-    return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+    return np.asarray(x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2)
 
 
 def _quick_gelu(x: Array) -> Array:
-    return x / (1 + np.exp(-1.702 * x))
+    return np.asarray(x / (1 + np.exp(-1.702 * x)))
 
 
 _POINTWISE: dict[str, Callable[..., Any]] = {
@@ -518,7 +529,7 @@ _POINTWISE: dict[str, Callable[..., Any]] = {
     "QuickGelu": _quick_gelu,
     "Swish": _silu,
 }
-_KNOWN = {
+_KNOWN: dict[str, Callable[..., Any]] = {
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
     "ReLU": lambda x: np.maximum(x, 0),

@@ -185,8 +185,9 @@ def write_model(
             )
     if model is None or precision != "float32":
         model = written(precision)
-    onnx.checker.check_model(model)
     content = model.SerializeToString(deterministic=True)
+    del model
+    onnx.checker.check_model(content)
     _replace(target, content)
     return Built(target, name, wanted, len(content), hashlib.sha256(content).hexdigest(), difference)
 

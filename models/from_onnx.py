@@ -60,6 +60,8 @@ class Export:
         What the graph does to its input in front of the patches: ``scale * input + shift``.
     taps : tuple of (Tap, Tap, Tap)
         Where to find queries, keys and values of every block.
+    half : bool
+        Whether the graph computes in half precision: then what it gives is only that exact, even if the weights are.
     """
 
     vit: Vit
@@ -71,6 +73,7 @@ class Export:
     pixel_scale: Array
     pixel_shift: Array
     taps: tuple[tuple[Tap, Tap, Tap], ...]
+    half: bool = False
 
 
 def load_export(path: str | os.PathLike[str]) -> Any:
@@ -147,6 +150,9 @@ def read_export(model: Any, *, rule: PositionRule | None = None) -> Export:
             return _read(model, Graph(model, sizes), rule)
         except UnrecognisedModelError as error:
             failure = failure or error
+        except (ValueError, TypeError, IndexError, OverflowError) as error:
+            # A graph that breaks ONNX's own rules, such as an axis that is no number.
+            failure = failure or _unrecognised("the graph", f"it isn't a valid one ({error})")
     if failure is None:
         raise _unrecognised("an image", "expected an input of the shape (batch, 3, height, width)", "found none")
     raise failure
@@ -154,6 +160,7 @@ def read_export(model: Any, *, rule: PositionRule | None = None) -> Export:
 
 def _unrecognised(part: str, expected: str, found: str = "", advice: str = _EXPORT_ANEW) -> UnrecognisedModelError:
     text = ", ".join(filter(None, (expected, found)))
+    part = part[0].upper() + part[1:]
     return UnrecognisedModelError(f"this ONNX file isn't a vision transformer as known here. {part}: {text}. {advice}")
 
 
@@ -207,24 +214,24 @@ def _sizes(model: Any) -> Iterator[dict[str, tuple[int, ...]]]:
 
 def _pixel_sizes(model: Any) -> list[tuple[int, int]]:
     """Heights and widths to try: those at which a table among the constants has one row per patch, then common ones."""
-    strides, channels = set(), set()
-    shapes = {t.name: tuple(t.dims) for t in model.graph.initializer}
+    strides = set()
+    shapes = [tuple(t.dims) for t in model.graph.initializer]
     for node in model.graph.node:
         if node.op_type == "Constant":
-            for attribute in node.attribute:
-                shapes[node.output[0]] = tuple(attribute.t.dims)
-        if node.op_type == "Conv" and len(node.input) > 1:
-            kernel = shapes.get(node.input[1], ())
-            stride = next((tuple(a.ints) for a in node.attribute if a.name == "strides"), ())
-            if len(kernel) == 4 and stride == kernel[2:]:
+            shapes += [tuple(a.t.dims) for a in node.attribute if a.name == "value"]
+        if node.op_type == "Conv":
+            sides = {a.name: tuple(a.ints) for a in node.attribute}
+            stride = sides.get("strides", ())
+            if len(stride) == 2 and stride[0] > 1 and sides.get("kernel_shape", stride) == stride:
                 strides.add(int(stride[0]))
-                channels.add(kernel[0])
     grids: list[int] = []
-    for shape in shapes.values():
-        if len(shape) > 1 and channels & set(shape):
-            for width in channels & {shape[-1], shape[1]}:
-                rows = math.prod(shape) // width
-                grids += [math.isqrt(rows - extra) for extra in (0, 1, 5) if rows > extra and _is_square(rows - extra)]
+    for shape in shapes:
+        if len(shape) in (3, 4) and shape[0] == 1:
+            rows = math.prod(shape[1:-1])
+            if len(shape) == 4 and shape[2] == shape[3]:
+                rows = shape[2] * shape[3]
+            # A table has a row for the class token in front of those for the patches, or none, or some for registers.
+            grids += [math.isqrt(rows - k) for k in (1, 0, 5, 2, 3, 4, 6, 7, 8, 9) if rows > k and _is_square(rows - k)]
     likely = [g for g in dict.fromkeys(grids) if 1 < g <= 100]
     return [(g * p, g * p) for p in sorted(strides) or [16] for g in dict.fromkeys([*likely[:4], *_GRIDS])]
 
@@ -267,7 +274,9 @@ def _read(model: Any, graph: Graph, rule: PositionRule | None) -> Export:
     channels_last = shape[1] != 3
     size = (shape[1], shape[2]) if channels_last else (shape[2], shape[3])
     taps = tuple(_tap(graph, model, match) for _, match in chain)
-    return Export(vit, own_rule, model, image, size, channels_last, scale, shift, taps)
+    kept = graph.value(patch.inputs[1])
+    half = kept is not None and kept.dtype == np.float16
+    return Export(vit, own_rule, model, image, size, channels_last, scale, shift, taps, half)
 
 
 def _tap(graph: Graph, model: Any, match: AttentionMatch) -> tuple[Tap, Tap, Tap]:
@@ -432,7 +441,7 @@ def _tokens(graph: Graph, state: str, patch: Node, *, trusted: bool) -> tuple[Ar
         dark[node.outputs[0]] = np.zeros(made, np.float32)
     numbers = np.broadcast_to(np.arange(1, count + 1, dtype=np.float32).reshape(1, 1, rows, columns), grid)
     try:
-        constant = np.asarray(graph.evaluate(state, dark), np.float32).reshape(shape[1:])
+        constant = _float32(graph.evaluate(state, dark)).reshape(shape[1:])
         for name in dark:
             order = graph.evaluate(state, {**dark, name: numbers}).reshape(shape[1:]) - constant.astype(np.float64)
             wanted = np.concatenate([np.zeros(shape[1] - count), np.arange(1, count + 1)])
@@ -521,17 +530,15 @@ def _blocks(
         part = f"block {len(found)}"
         match = matches.get(state)
         if match is None:
-            cut = _cut_block(graph, state, found[-1][1]) if found else None
-            if cut is not None:
-                found.append((Block(cut.attention, None), cut))
-            elif _goes_on(graph, state):
+            if _goes_on(graph, state):
                 reason = next((r for name, r in reasons.items() if name in graph.depends([state])), "")
                 raise _unrecognised(
                     part,
                     "expected attention of three linear layers behind a layer normalisation",
                     reason or "found another branch added to the tokens",
                 )
-            return found
+            cut = _cut_block(graph, state, found[-1][1]) if found else None
+            return found if cut is None else [*found, (Block(cut.attention, None), cut)]
         try:
             following, after = rest(graph, match)
         except NoMatchError as error:

@@ -77,30 +77,31 @@ class _Writer:
     """Collects nodes and weights under names that depend on nothing but their place."""
 
     def __init__(self, precision: str) -> None:
-        from onnx import helper, numpy_helper
-
-        self._helper, self._numpy_helper = helper, numpy_helper
+        onnx = require_onnx()
+        self._helper = onnx.helper
         self._precision = precision
         self.half = precision == "float16"
-        self.nodes: list[Any] = []
-        self.weights: list[Any] = []
+        # Filled in place: every helper that takes a list of tensors copies them, a gigabyte for a large network.
+        self.model = onnx.ModelProto()
         self.bounds: list[str] = []
-        self.bytes = 0
+        self._bytes = 0
 
     def weight(self, name: str, value: Array) -> str:
-        self.bytes += value.nbytes
+        self._bytes += value.nbytes
         # Checked as they come, before another copy of weights too large for a file fills the memory.
-        if self.bytes > _LARGEST_FILE:
+        if self._bytes > _LARGEST_FILE:
             raise BuildError(
                 f"an ONNX file holds at most 2 GB and this model needs more in {self._precision}: "
                 "choose float16 or int8, or an earlier block"
             )
-        self.weights.append(self._numpy_helper.from_array(np.ascontiguousarray(value), name))
+        tensor = self.model.graph.initializer.add(name=name, dims=value.shape)
+        tensor.data_type = self._helper.np_dtype_to_tensor_dtype(value.dtype)
+        tensor.raw_data = value.astype(value.dtype.newbyteorder("<"), copy=False).tobytes()
         return name
 
     def op(self, op: str, inputs: Sequence[str], output: str, *more: str, domain: str = "", **attributes: Any) -> str:
         node = self._helper.make_node(op, inputs, [output, *more], name=output, domain=domain, **attributes)
-        self.nodes.append(node)
+        self.model.graph.node.append(node)
         return output
 
     def narrow(self, tensor: str) -> str:
@@ -270,12 +271,13 @@ def write_graph(
     def value(name: str, *shape: Any) -> Any:
         return helper.make_tensor_value_info(name, 1, list(shape))
 
-    inputs = [value("image", "batch", 3, "height", "width"), value("positions", 1, "positions", vit.embed_dim)]
-    results = [value(output, "batch", "tokens", vit.embed_dim) for output in outputs]
-    graph = helper.make_graph(w.nodes, "trunk", inputs, results, w.weights)
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(_MICROSOFT, 1)]
-    # IR 8 is what opset 17 came with; newer ones would only shut out older runtimes.
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    model = w.model
+    model.graph.name = "trunk"
+    model.graph.input.extend([value("image", "batch", 3, "height", "width")])
+    model.graph.input.extend([value("positions", 1, "positions", vit.embed_dim)])
+    model.graph.output.extend(value(output, "batch", "tokens", vit.embed_dim) for output in outputs)
+    model.opset_import.extend([helper.make_opsetid("", 17), helper.make_opsetid(_MICROSOFT, 1)])
+    model.ir_version = 8  # what opset 17 came with; newer ones would only shut out older runtimes
     model.producer_name, model.producer_version = "sparsespec.models.build", ""
     props = describe(
         vit, output_blocks=wanted, precision=precision, name=name, source=source, source_sha256=source_sha256

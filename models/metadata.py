@@ -279,6 +279,7 @@ def parse_trunk_metadata(props: Mapping[str, str], *, where: str) -> TrunkMetada
     if embed_dim % heads:
         raise entries.bad("heads", f"expected a divisor of embed_dim {embed_dim}")
     blocks = entries.integer("blocks", 1, 10_000)
+    output_blocks: tuple[int, ...]
     if version == "1":
         # It was for one network: a class token, the last block, the table resized as its export did.
         prefix, rule, output_blocks = 1, PositionRule(), (blocks - 1,)

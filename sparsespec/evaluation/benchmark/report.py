@@ -30,7 +30,7 @@ OURS = "sparsespec"
 class Column:
     """One column: the key of its values in a row, its caption, and how its values are written.
 
-    ``kind`` is one of text, count, seconds, ratio, percent, number, residual, kilobytes, megabytes.
+    ``kind`` is one of text, count, seconds, ratio, percent, number, residual, kilobytes, megabytes, cosine.
     """
 
     key: str
@@ -110,7 +110,7 @@ class Section:
     Attributes
     ----------
     name
-        "kernels", "solver" or "image": what the document's markers call it.
+        "kernels", "solver", "image" or "backbone": what the document's markers call it.
     machine
         Of :func:`sparsespec.evaluation.benchmark.machine.describe`.
     command
@@ -311,5 +311,6 @@ _WRITERS: dict[str, Callable[[Any], str]] = {
     "number": _significant,
     "residual": lambda value: f"{value:.1e}",
     "kilobytes": lambda value: f"{_significant(value / 1e3, 2)} kB",
+    "cosine": lambda value: f"{value:.5f}",
     "megabytes": lambda value: f"{value / 1e6:,.0f} MB",
 }
