@@ -423,7 +423,7 @@ from sparsespec.cli import main
 def segment(image):
     os.kill(os.getpid(), signal.SIGINT)
     return types.SimpleNamespace(labels=np.zeros(image.shape[:2], int), scores=np.zeros(0), info={{}})
-run._segmenter = lambda *_: segment
+run._segmenter = lambda *_, **__: segment
 main(["run", "--input", {str(zoo / "good")!r}, "--output", {str(tmp_path / "out")!r}])
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
