@@ -84,15 +84,16 @@ def plain(
     threads: int,
     keys: str,
     provider: str = "CPUExecutionProvider",
+    options: dict[str, str] | None = None,
 ) -> Job:
     """ONNX Runtime on a graph as exporters write it, with its default options but for the number of threads."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     onnxruntime = importlib.import_module("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
     if provider != "CPUExecutionProvider" and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
-    session = onnxruntime.InferenceSession(graph, options, providers=[provider])
+    session = onnxruntime.InferenceSession(graph, settings, providers=[(provider, options or {})])
     feed = _feed(image, positions)
     session.run(_NAMES, _small(feed, patch, prefix))
     return _timed(lambda: [part[:, prefix:] for part in session.run(_NAMES, feed)], keys)
