@@ -753,7 +753,7 @@ def test_optional_peers_for_real(graph: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_unknown_part() -> None:
-    with pytest.raises(ValueError, match="parts must be of kernels, solver, image, not 'speed'"):
+    with pytest.raises(ValueError, match="parts must be of kernels, solver, image, backbone, not 'speed'"):
         benchmark.run(("speed",))
 
 
