@@ -30,7 +30,8 @@ OURS = "sparsespec"
 class Column:
     """One column: the key of its values in a row, its caption, and how its values are written.
 
-    ``kind`` is one of text, count, seconds, ratio, percent, number, residual, megabytes, cosine.
+    ``kind`` is one of text, count, seconds, ratio, percent, number, residual, megabytes, cosine, fine
+    (a ratio near 1).
     """
 
     key: str
@@ -310,6 +311,7 @@ _WRITERS: dict[str, Callable[[Any], str]] = {
     "percent": lambda value: f"{value:.1%}".replace("%", " %"),
     "number": _significant,
     "residual": lambda value: f"{value:.1e}",
+    "fine": lambda value: f"{value:.2f} x",
     "cosine": lambda value: f"{value:.5f}",
     "megabytes": lambda value: f"{value / 1e6:,.0f} MB",
 }
