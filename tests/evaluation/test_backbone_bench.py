@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -160,6 +159,11 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ran
 
 
+def hide_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(peers.NEEDS, "torch", ("no_such_module_anywhere",))
+    monkeypatch.setitem(peers.OPTIONAL, "openvino", ("no_such_module_anywhere", "pip install it"))
+
+
 def rows_of(section: benchmark.Section, key: str) -> list[dict[str, Any]]:
     return section.to_dict()["tables"][key]["rows"]
 
@@ -168,8 +172,7 @@ def rows_of(section: benchmark.Section, key: str) -> list[dict[str, Any]]:
 def test_backbone(
     in_process: list[str], model: str, photos: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    for peer in ("PyTorch", "OpenVINO"):
-        monkeypatch.setitem(peers.NEEDS, peer, ("no_such_module_anywhere",))
+    hide_peers(monkeypatch)
     options = benchmark.Options(quick=True, tokens=(64,), images=photos, model=model, threads=threads)
     (section,) = benchmark.run(("backbone",), options)
     assert [table.key for table in section.tables] == ["speed", "memory", "callers"]
@@ -193,7 +196,9 @@ def test_backbone(
     assert by_name[backbone.FLOAT16]["cosine_least"] > 0.999
     memory = rows_of(section, "memory")
     assert [row["who"] for row in memory][:2] == [backbone.INT8, backbone.FLOAT32]
-    assert (memory[0]["tokens"], memory[0]["peak_bytes"]) == (64, 3000)
+    assert memory[0]["tokens"] == 64
+    # A process of its own even here.
+    assert memory[0]["peak_bytes"] is None or 1e7 < memory[0]["peak_bytes"] < 1e9
     callers = rows_of(section, "callers")
     assert [row.get("ratio") for row in callers] == ([] if threads == 1 else [1.0, 0.5])
     assert "backbone torch" not in in_process
@@ -233,22 +238,27 @@ def test_a_model_that_isnt_there(photos: Path) -> None:
         benchmark.run(("backbone",), options)
 
 
+def test_without_the_onnx_package(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(peers.OPTIONAL, "onnx", ("no_such_module_anywhere", "pip install it"))
+    (section,) = benchmark.run(("backbone",), benchmark.Options(quick=True, images=photos))
+    assert "the onnx package is not installed: pip install it" in section.to_text()
+    assert section.own_failures == []
+
+
 @pytest.mark.slow
-def test_backbone_for_real(model: str, photos: Path) -> None:
-    options = benchmark.Options(quick=True, tokens=(64,), images=photos, model=model, threads=2)
+def test_backbone_for_real(model: str, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Their processes take seconds to start; what they do there is tested above.
+    hide_peers(monkeypatch)
+    options = benchmark.Options(quick=True, tokens=(64,), images=photos, model=model, threads=1)
     (section,) = benchmark.run(("backbone",), options)
     assert section.own_failures == []
-    installed = {
-        backbone.TORCH: importlib.util.find_spec("torch"),
-        backbone.OPENVINO: importlib.util.find_spec("openvino"),
-    }
-    for row in rows_of(section, "speed"):
-        if installed.get(row["who"], True) is None or row["status"] == "missing":
-            continue
+    rows = {row["who"]: row for row in rows_of(section, "speed") if row["status"] != "missing"}
+    assert set(rows) == {backbone.FLOAT32, backbone.INT8, backbone.FLOAT16, backbone.PLAIN, backbone.PLAIN_GIVEN}
+    for row in rows.values():
         assert row["status"] == "done", row
         assert row["seconds"] > 0
         assert row["cpu_seconds"] > 0
-        if row["who"] != backbone.FLOAT32:
-            assert row["cosine_least"] > 0.95
-    assert all(row["peak_bytes"] is None or row["peak_bytes"] > 1e7 for row in rows_of(section, "memory"))
-    assert [row["status"] for row in rows_of(section, "callers")] == ["done", "done"]
+    assert all(row["cosine_least"] > 0.95 for name, row in rows.items() if name != backbone.FLOAT32)
+    memory = [row["peak_bytes"] for row in rows_of(section, "memory") if row["status"] == "done"]
+    assert len(memory) == 2
+    assert all(peak is None or peak > 1e7 for peak in memory)

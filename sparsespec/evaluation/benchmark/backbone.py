@@ -71,6 +71,11 @@ class Network:
 
 def run(bench: Bench) -> list[Table]:
     """Measure everything about the backbone."""
+    gone = peers.missing("onnx")
+    if gone is not None:
+        row = {"who": FLOAT32, "ours": True, "status": "not available", "remark": f"the onnx package is {gone}"}
+        columns = (Column("who", "who"), Column("remark", "remark"))
+        return [Table("speed", "One photograph", columns, [row])]
     bench.say("backbone: the network")
     network = read_network(bench.options.model, bench.folder)
     note = f"The weights are those of {network.name}."
@@ -108,8 +113,9 @@ def read_network(model: str | None, folder: Path) -> Network:
         raise data.InputError(str(error)) from error
     files = {}
     for name, precision in ((FLOAT32, "float32"), (INT8, "int8"), (FLOAT16, "float16")):
-        described = {"source": metadata.name, "source_sha256": metadata.source_sha256}
-        graph = write_graph(vit, precision=precision, name=f"bench-{precision}", **described)
+        graph = write_graph(
+            vit, precision=precision, name=metadata.name, source=metadata.name, source_sha256=metadata.source_sha256
+        )
         files[name] = str(folder / f"{precision}.onnx")
         onnx.save(graph, files[name])
     files[OPENVINO] = files[FLOAT32]
@@ -135,9 +141,9 @@ def speed(bench: Bench, network: Network) -> Table:
             Column("who", "who"),
             Column("seconds", "time", "seconds"),
             Column("cpu_seconds", "processor time", "seconds"),
-            Column("ratio", "plain export / this", "ratio"),
-            Column("ratio_torch", "PyTorch / this", "ratio"),
-            Column("ratio_torch_half", "PyTorch bfloat16 / this", "ratio"),
+            Column("ratio", "plain export / this", "fine"),
+            Column("ratio_torch", "PyTorch / this", "fine"),
+            Column("ratio_torch_half", "PyTorch bfloat16 / this", "fine"),
             Column("growth_bytes", "memory of a run", "megabytes"),
             Column("cosine_mean", "keys, mean cosine", "cosine"),
             Column("cosine_least", "least", "cosine"),
@@ -198,7 +204,11 @@ def memory(bench: Bench, network: Network) -> Table:
             contenders = {name: Contender("backbone features", inputs, name)}
             outcome = bench.race(contenders, repeats=1, limit=max(bench.limit, _LIMIT), fresh=[name])[name]
         row = _row(name, outcome)
-        table.rows.append({**row, "tokens": outcome.result.get("tokens", tokens), "peak_bytes": outcome.peak_bytes})
+        if outcome.status == "done":
+            row["seconds"] = outcome.result["inside"]
+        table.rows.append(
+            {**row, "tokens": outcome.result.get("tokens", tokens), "peak_bytes": outcome.result.get("peak_bytes")}
+        )
     table.notes.append("Everything: Python, libraries, weights, the photograph, its features. A new process each.")
     return table
 
@@ -212,7 +222,7 @@ def callers(bench: Bench, network: Network) -> Table:
             Column("tokens", "tokens", "count"),
             Column("who", "who"),
             Column("seconds", "time for an image", "seconds"),
-            Column("ratio", "one caller / this", "ratio"),
+            Column("ratio", "one caller / this", "fine"),
             Column("peak_bytes", "peak memory", "megabytes"),
             Column("remark", "remark"),
         ),
@@ -335,7 +345,7 @@ def _row(name: str, outcome: Outcome) -> dict[str, Any]:
 
 
 def _missing(name: str) -> Outcome | None:
-    needs = {OPENVINO: "OpenVINO", TORCH: "PyTorch", TORCH_HALF: "PyTorch"}
+    needs = {OPENVINO: "openvino", TORCH: "torch", TORCH_HALF: "torch"}
     reason = peers.missing(needs[name]) if name in needs else None
     return None if reason is None else Outcome("missing", remark=reason)
 
@@ -362,7 +372,7 @@ def network_inputs(bench: Bench, network: Network, grid: tuple[int, int]) -> dic
     """Write the pixels and positions of a grid, and return the inputs that name them."""
     vit = network.vit
     size = (grid[0] * vit.patch_size, grid[1] * vit.patch_size)
-    pixels = (resize(_photograph(bench), size) - np.float32(vit.mean)) / np.float32(vit.std)
+    pixels = (resize(_photograph(bench), size) - np.array(vit.mean, np.float32)) / np.array(vit.std, np.float32)
     rows = resize_positions(vit.positions, grid, rule=vit.rule).reshape(-1, vit.embed_dim)
     positions = np.concatenate([vit.prefix, rows])[None]
     paths = {name: str(bench.folder / f"{name}-{grid[0]}x{grid[1]}.npy") for name in ("image", "positions")}

@@ -16,27 +16,33 @@ from scipy.spatial.distance import cdist
 
 from sparsespec.evaluation.benchmark.jobs import Job, eigen_job, graph_job, load_graph, task, warm_features
 
-__all__ = ["NEEDS", "missing"]
+__all__ = ["NEEDS", "OPTIONAL", "missing"]
 
 # What the peers beyond SciPy import, and which distributions bring it.
 NEEDS = {
     "scikit-learn": ("sklearn",),
     "pynndescent": ("pynndescent",),
     "ncut-pytorch": ("torch", "ncut_pytorch"),
-    "PyTorch": ("torch",),
-    "OpenVINO": ("openvino",),
+    "torch": ("torch",),
 }
 INSTALL = "pip install 'sparsespec[peers]'"
-INSTALL_OTHER = {"OpenVINO": "pip install 'sparsespec[openvino]'"}
+# What of ours is optional, and is compared like a peer: imports, and what to install.
+OPTIONAL = {
+    "onnx": ("onnx", "pip install 'sparsespec[build]'"),
+    "openvino": ("openvino", "pip install 'sparsespec[openvino]'"),
+}
 
 _BLOCK = 256
 
 
 def missing(peer: str) -> str | None:
     """Say what is to be done about a peer that isn't installed; None if it is, or needs nothing."""
+    if peer in OPTIONAL:
+        module, install = OPTIONAL[peer]
+        return None if importlib.util.find_spec(module) is not None else f"not installed: {install}"
     if all(importlib.util.find_spec(module) is not None for module in NEEDS.get(peer, ())):
         return None
-    return f"not installed: {INSTALL_OTHER.get(peer, INSTALL)}"
+    return f"not installed: {INSTALL}"
 
 
 @task("scipy exact")
