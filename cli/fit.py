@@ -113,7 +113,7 @@ def fit_command(
 
     from sparsespec._threads import limited_threads
     from sparsespec.fitting import fit_directions
-    from sparsespec.formats._atomic import write_atomic
+    from sparsespec._atomic import write_atomic
 
     chosen = _spread(inputs.images, limit)
     with Progress(len(inputs.unlisted) + len(chosen)) as progress, limited_threads(threads):

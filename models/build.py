@@ -14,11 +14,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import secrets
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sparsespec._atomic import write_atomic
 from sparsespec.position_table import PositionRule
 
 from ._wheel import REQUIREMENT
@@ -188,7 +187,7 @@ def write_model(
     content = model.SerializeToString(deterministic=True)
     del model
     onnx.checker.check_model(content)
-    _replace(target, content)
+    write_atomic(target.resolve(), content)  # through a link, not over it
     return Built(target, name, wanted, len(content), hashlib.sha256(content).hexdigest(), difference)
 
 
@@ -225,21 +224,6 @@ def check_output(output: str | os.PathLike[str], sources: Sequence[Path] = ()) -
     for source in sources:
         if target.exists() and source.exists() and target.samefile(source):
             raise BuildError(f"output {shown!r} is the file the model is built from; name another one")
-
-
-def _replace(target: Path, content: bytes) -> None:
-    """Write a file so that it appears whole or not at all."""
-    target = target.resolve()  # through a link, not over it
-    partial = target.with_name(f".sparsespec-{secrets.token_hex(8)}.tmp")
-    try:
-        with partial.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, target)
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
