@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
-from ._build import build_command
+from ._build import build_command, model_failures
 
 if TYPE_CHECKING:
     from sparsespec.models import ModelInfo
@@ -32,22 +30,6 @@ def models_group() -> None:
 
 
 models_group.add_command(build_command)
-
-
-@contextmanager
-def _failures(ctx: click.Context) -> Iterator[None]:
-    """Print what went wrong: wrong usage ends with exit code 2, everything else with 1."""
-    from sparsespec.models import ModelFormatError, UnknownModelError
-    from sparsespec.models.hub import DownloadError
-    from sparsespec.models.store import StoreError
-    from sparsespec.models.vit import BuildError
-
-    try:
-        yield
-    except (ModelFormatError, DownloadError, StoreError, BuildError, ImportError, OSError) as error:
-        raise click.ClickException(f"{error}.") from error
-    except (UnknownModelError, ValueError) as error:
-        raise click.UsageError(f"{error}.", ctx) from error
 
 
 @models_group.command("list", short_help="One line for each model.")
@@ -93,7 +75,7 @@ def info_command(ctx: click.Context, name: str) -> None:
     """Print what is known about the model NAME: where it comes from, its licence, its size and checksum."""
     from sparsespec.models import get_model
 
-    with _failures(ctx):
+    with model_failures(ctx):
         model = get_model(name)
     facts = {
         "name": model.name,
@@ -142,7 +124,7 @@ def _place(ctx: click.Context, model: ModelInfo) -> dict[str, str]:
         store = Store()
     except StoreError as error:
         return {**facts, "installed": f"no: {error}"}
-    with _failures(ctx):
+    with model_failures(ctx):
         record = store.read_record()
         for file in model.files:
             entry = record["sources"].get(source_key(str(model.repository), str(model.revision), file.name))
@@ -198,7 +180,7 @@ def pull_command(
     """
     from sparsespec.models.pull import pull
 
-    with _failures(ctx):
+    with model_failures(ctx):
         path = pull(
             name,
             precision=precision,
@@ -222,7 +204,7 @@ def verify_command(ctx: click.Context, names: tuple[str, ...]) -> None:
     from sparsespec.models import get_model
     from sparsespec.models.pull import verify
 
-    with _failures(ctx):
+    with model_failures(ctx):
         found = verify(names)
         absent = [get_model(name).name for name in names if not get_model(name).is_installed()]
     for finding in found:
@@ -242,7 +224,7 @@ def path_command(ctx: click.Context, name: str | None) -> None:
     from sparsespec.models import get_model
     from sparsespec.models.store import home
 
-    with _failures(ctx):
+    with model_failures(ctx):
         click.echo(click.format_filename(os.fspath(home() if name is None else get_model(name).path)))
 
 
@@ -254,7 +236,7 @@ def remove_command(ctx: click.Context, name: str, forget: bool) -> None:
     """Delete the model NAME, in the precision named, and what was downloaded for it; print what was deleted."""
     from sparsespec.models.pull import remove
 
-    with _failures(ctx):
+    with model_failures(ctx):
         gone = remove(name, forget=forget)
     for path in gone:
         click.echo(click.format_filename(path))

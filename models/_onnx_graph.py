@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ._onnx_ops import COMPUTED, FLOAT_TYPES, MOVES, Array, Shape, compute, shape_of
+from ._onnx_package import require_onnx
 
 # Constants up to this many entries are computed as they are met, larger ones when asked for.
 _SMALL = 4096
@@ -36,17 +37,6 @@ class Node:
 
     def __str__(self) -> str:
         return f"{self.op} {self.name!r}" if self.name else f"{self.op} that makes {self.outputs[0]!r}"
-
-
-def onnx_module() -> Any:
-    """Import onnx, or say how to install it."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise ImportError(
-            "reading an ONNX file needs the onnx package: pip install 'sparsespec[build]' (or pip install onnx)"
-        ) from error
-    return onnx
 
 
 class Graph:
@@ -329,10 +319,10 @@ def _keeps_rows(node: Node, before: Shape, after: Shape) -> bool:
 
 def _array_of(tensor: Any) -> Array:
     """Decode a weight; in bfloat16 it becomes float32."""
-    onnx = onnx_module()
+    onnx = require_onnx()
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise NoMatchError(
-            f"the weight {tensor.name!r} lies in another file: read the model with onnx.load(path), which fetches it"
+            f"the weight {tensor.name!r} lies in another file: read the model with load_export, which fetches it"
         )
     try:
         value = onnx.numpy_helper.to_array(tensor)
@@ -344,7 +334,7 @@ def _array_of(tensor: Any) -> Array:
 
 def _attribute(attribute: Any) -> Any:
     """Turn an attribute into plain Python or NumPy; graphs inside a node are left out."""
-    onnx = onnx_module()
+    onnx = require_onnx()
     kinds = onnx.AttributeProto
     if attribute.type == kinds.TENSOR:
         return _array_of(attribute.t)

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .graph import require_onnx, write_graph
+from ._onnx_package import require_onnx
+from .graph import write_graph
 from .metadata import PRECISIONS, PREFIX, ModelFormatError, TrunkMetadata, parse_trunk_metadata
 from .vit import Array, Attention, Block, FeedForward, Linear, Norm, Rest, Vit
 

@@ -31,6 +31,7 @@ FORMAT = "sparsespec-vit"
 FORMAT_VERSION = 2
 _READABLE = ("1", "2")
 PRECISIONS = ("float32", "float16", "int8")
+"""How the weights of the blocks are kept; the first where nobody says."""
 PREFIX = "sparsespec."
 """Every key of ours in ``metadata_props`` starts with this."""
 
@@ -217,12 +218,12 @@ def read_metadata_props(path: str | os.PathLike[str]) -> dict[str, str]:
     with open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         try:
-            for field, start, length in _fields(stream, 0, size):
+            for field, start, length in protobuf_fields(stream, 0, size):
                 if field == _GRAPH:
                     has_graph = True
                 elif field == _METADATA_PROPS:
                     entry = {}
-                    for sub, sub_start, sub_length in _fields(stream, start, start + length):
+                    for sub, sub_start, sub_length in protobuf_fields(stream, start, start + length):
                         if sub in (_KEY, _VALUE):
                             stream.seek(sub_start)
                             entry[sub] = stream.read(sub_length).decode("utf-8")
@@ -400,8 +401,26 @@ class _Entries:
             return math.nan
 
 
-def _fields(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (field number, start, length) of every length-delimited field between two offsets, without reading them."""
+def protobuf_fields(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Step through a protobuf message without reading what is in it.
+
+    Parameters
+    ----------
+    stream : binary file
+        May be moved between two steps.
+    start, end : int
+        Offsets of the message.
+
+    Yields
+    ------
+    (int, int, int)
+        Number, start and length of every length-delimited field.
+
+    Raises
+    ------
+    ValueError
+        When the message isn't one, or is cut short.
+    """
     position = start
     while position < end:
         stream.seek(position)
