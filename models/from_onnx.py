@@ -8,6 +8,7 @@ runs at one size does as well as one that runs at any.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -649,16 +650,21 @@ def compare_with_export(export: Export, ours: Any, *, blocks: Sequence[int] = (-
     vit = export.vit
     numbers = [block % len(vit.blocks) for block in blocks]
     size = vit.patch_size
-    failure: Exception | None = None
     native = (export.size[0] // size, export.size[1] // size)
-    for grid in ((9, 13), native):
+    # The text of an error only: the error itself would keep the session, and so a copy of every weight, alive.
+    failure, session, session_is_free = "", None, False
+    for grid, free in (((9, 13), True), (native, True), (native, False)):
         image = np.random.default_rng(0).normal(size=(1, 3, grid[0] * size, grid[1] * size)).astype(np.float32)
         try:
-            expected = _run_export(export, image, numbers, free=grid != native)
+            if session is None or session_is_free != free:
+                session = None  # before there is another
+                session, session_is_free = _tapped_session(export, numbers, free=free), free
+            expected = _run_export(export, session, image, numbers)
         except Exception as error:
             # ONNX Runtime has no common class for what it raises; most exports run at one size only.
-            failure = error
+            failure = str(error)
             continue
+        session = None
         # The table as the export resizes it, even if another rule was asked for.
         rule = export.rule or vit.rule
         table = resize_positions(vit.positions, grid, rule=rule).reshape(-1, vit.embed_dim)
@@ -676,27 +682,40 @@ def compare_with_export(export: Export, ours: Any, *, blocks: Sequence[int] = (-
     raise BuildError(f"the export can't be run, not even at {export.size[0]} x {export.size[1]} pixels: {failure}")
 
 
-def _run_export(export: Export, image: Array, numbers: Sequence[int], *, free: bool) -> list[Array]:
+def _taps(export: Export, numbers: Sequence[int]) -> list[Tap]:
+    return [tap for number in numbers for tap in export.taps[number]]
+
+
+def _tapped_session(export: Export, numbers: Sequence[int], *, free: bool) -> Any:
+    """Make the export give what is tapped; ``free``: at any size, as many do that declare only one."""
+    graph = export.model.graph
+    # Changed for as long as it is read, and not copied: most of it is weights.
+    kept = [[copy.deepcopy(value) for value in values] for values in (graph.input, graph.output)]
+    try:
+        del graph.output[:]
+        for name in dict.fromkeys(tap.tensor for tap in _taps(export, numbers)):
+            graph.output.add(name=name)
+        if free:
+            value = next(v for v in graph.input if v.name == export.image)
+            for axis in (1, 2) if export.channels_last else (2, 3):
+                value.type.tensor_type.shape.dim[axis].dim_param = f"size_{axis}"
+        return _session(export.model)
+    finally:
+        for values, before in zip((graph.input, graph.output), kept, strict=True):
+            del values[:]
+            values.extend(before)
+
+
+def _run_export(export: Export, session: Any, image: Array, numbers: Sequence[int]) -> list[Array]:
     """Queries, keys and values (patches, D) of some blocks of the export, for a normalised (1, 3, H, W) image."""
-    onnx = require_onnx()
-    tapped = onnx.ModelProto()
-    tapped.CopyFrom(export.model)
-    del tapped.graph.output[:]
-    taps = [tap for number in numbers for tap in export.taps[number]]
-    for name in dict.fromkeys(tap.tensor for tap in taps):
-        tapped.graph.output.add(name=name)
-    value = next(v for v in tapped.graph.input if v.name == export.image)
-    if free:
-        # Many exports declare one size but compute with the size they get.
-        for axis in (1, 2) if export.channels_last else (2, 3):
-            value.type.tensor_type.shape.dim[axis].dim_param = f"size_{axis}"
     pixels = (image.astype(np.float64) - export.pixel_shift[:, None, None]) / export.pixel_scale[:, None, None]
     if export.channels_last:
         pixels = pixels.transpose(0, 2, 3, 1)
-    kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-    feed: dict[str, Array] = {export.image: pixels.astype(kind)}
+    value = next(v for v in export.model.graph.input if v.name == export.image)
+    kind = require_onnx().helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    taps = _taps(export, numbers)
     names = list(dict.fromkeys(tap.tensor for tap in taps))
-    values = dict(zip(names, _session(tapped).run(names, feed), strict=True))
+    values = dict(zip(names, session.run(names, {export.image: pixels.astype(kind)}), strict=True))
     patches = image.shape[2] // export.vit.patch_size * (image.shape[3] // export.vit.patch_size)
     out = []
     for tap in taps:
@@ -718,4 +737,6 @@ def _session(model: Any) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = available_cpus(), 1
     options.log_severity_level = 4
+    # It runs once: weights in another order for speed would only be another copy.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
