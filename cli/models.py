@@ -39,7 +39,7 @@ def list_command() -> None:
     The size of a model that isn't installed is that of its download.
     """
     from sparsespec.models import list_models
-    from sparsespec.models.registry import PRECISIONS
+    from sparsespec.models.metadata import PRECISIONS
 
     rows = []
     for model in list_models():
@@ -57,7 +57,7 @@ def list_command() -> None:
 def _state(model: ModelInfo) -> tuple[str, int]:
     """Say in which precisions a model is there, and how many bytes it takes, or would take to download."""
     from sparsespec.models import get_model
-    from sparsespec.models.registry import PRECISIONS
+    from sparsespec.models.metadata import PRECISIONS
 
     if model.embedded:
         return "embedded", model.size_bytes

@@ -115,7 +115,7 @@ class Graph:
         if tensor in self._value:
             return self._value[tensor]
         if tensor in self._weights:
-            value = _array_of(self._weights[tensor])
+            value = array_of(self._weights[tensor])
         elif tensor in self._later:
             node = self._later[tensor]
             try:
@@ -317,8 +317,14 @@ def _keeps_rows(node: Node, before: Shape, after: Shape) -> bool:
     return order[-1] == len(before) - 1 and long == sorted(long)
 
 
-def _array_of(tensor: Any) -> Array:
-    """Decode a weight; in bfloat16 it becomes float32."""
+def array_of(tensor: Any) -> Array:
+    """Decode a weight; in bfloat16 it becomes float32.
+
+    Raises
+    ------
+    NoMatchError
+        When it lies in another file, or holds another number of entries than it says.
+    """
     onnx = require_onnx()
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise NoMatchError(
@@ -337,7 +343,7 @@ def _attribute(attribute: Any) -> Any:
     onnx = require_onnx()
     kinds = onnx.AttributeProto
     if attribute.type == kinds.TENSOR:
-        return _array_of(attribute.t)
+        return array_of(attribute.t)
     if attribute.type in (kinds.FLOAT, kinds.INT, kinds.FLOATS, kinds.INTS):
         value = onnx.helper.get_attribute_value(attribute)
         return value if isinstance(value, (int, float)) else list(value)

@@ -138,7 +138,7 @@ def config_files(path: str | os.PathLike[str]) -> list[Path]:
 def _json_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BuildError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise BuildError(f"{path} must hold a JSON object, not {type(content).__name__}")

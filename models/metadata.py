@@ -35,6 +35,9 @@ PRECISIONS = ("float32", "float16", "int8")
 PREFIX = "sparsespec."
 """Every key of ours in ``metadata_props`` starts with this."""
 
+# Entries of the position table and what stands in front of it: 128 x 128 patches of 4,096 channels.
+_LARGEST_TABLE = 2**26
+
 # Field numbers and wire types of onnx.proto: ModelProto.graph = 7, ModelProto.metadata_props = 14,
 # StringStringEntryProto.key = 1 and .value = 2, all length-delimited.
 _GRAPH, _METADATA_PROPS = 7, 14
@@ -372,6 +375,8 @@ class _Entries:
         return found[0], found[1]
 
     def table(self, key: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        if math.prod(shape) > _LARGEST_TABLE:
+            raise self.bad(key, f"which is said to be of {' x '.join(map(str, shape))} numbers")
         try:
             table = decode_table(self.text(key), shape)
         except (ValueError, zlib.error) as error:

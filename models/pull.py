@@ -144,7 +144,7 @@ def published(name: str) -> Iterator[tuple[Path, str]]:
 
 
 def adopt(source: str | os.PathLike[str]) -> Path:
-    """Build a foreign file into the store, once for each content.
+    """Build a foreign file into the store, once for each content of it and of what lies beside it and belongs to it.
 
     Parameters
     ----------
@@ -162,6 +162,8 @@ def adopt(source: str | os.PathLike[str]) -> Path:
         When nothing can be built from the file.
     sparsespec.models.store.StoreError
         When the store can't be used.
+    ImportError
+        Without a package that the build needs.
     """
     given = Path(source)
     key = _content(given)

@@ -44,7 +44,7 @@ class Linear:
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """Layer normalisation over the channels."""
+    """Layer normalisation over the channels: weight (D,) and bias (D,) float32, ``epsilon`` added to the variance."""
 
     weight: Array
     bias: Array

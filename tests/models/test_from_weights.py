@@ -457,7 +457,9 @@ def test_index_that_points_elsewhere(tmp_path: Path, name: str) -> None:
         load_tensors(tmp_path / "m.index.json")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', "[" * 200_000, '{"a":' * 200_000]
+)
 def test_bad_index(tmp_path: Path, content: str) -> None:
     (tmp_path / "m.index.json").write_text(content)
     with pytest.raises(BuildError, match=r"m\.index\.json"):

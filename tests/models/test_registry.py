@@ -24,7 +24,8 @@ from sparsespec.models import (
     resolve,
     shipped_directions,
 )
-from sparsespec.models.registry import PRECISIONS, ModelInfo
+from sparsespec.models.metadata import PRECISIONS
+from sparsespec.models.registry import ModelInfo
 from sparsespec.models.store import Store, StoreError
 from sparsespec.models.vit import BuildError
 from tests.models import exports
