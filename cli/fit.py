@@ -122,7 +122,7 @@ def fit_command(
             progress.erase()
             _fail(ctx, f"none of the {len(chosen)} photographs could be read")
         try:
-            directions = fit_directions(photographs, source_sha256=backbone.source_sha256, progress=progress.show)
+            directions = fit_directions(photographs, source_sha256=backbone.features_sha256, progress=progress.show)
         except ValueError as error:
             progress.erase()
             _fail(ctx, " ".join(str(error).split()))

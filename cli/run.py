@@ -390,7 +390,7 @@ def _recorded(directions: str | None, model: str) -> dict[str, str | None]:
     from sparsespec.models import read_trunk_metadata, resolve, shipped_directions
 
     if directions == "default":
-        file = shipped_directions(read_trunk_metadata(resolve(model)).source_sha256)
+        file = shipped_directions(read_trunk_metadata(resolve(model)).features_sha256())
     else:
         file = None if directions is None else Path(directions)
     checksum = None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()

@@ -9,6 +9,7 @@ reached by stepping over the others; the weights are never read.
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 import os
 import re
@@ -111,8 +112,13 @@ class TrunkMetadata:
         ValueError
             When the file doesn't give that block; the message says which it does.
         """
-        last = self.output_blocks[-1]
-        number = last if block is None else block
+        found = self.block(block)
+        end = "" if found == self.output_blocks[-1] else f".{found}"
+        return f"queries{end}", f"keys{end}", f"values{end}"
+
+    def block(self, block: int | None = None) -> int:
+        """Return the zero-based number of a block that the file gives; parameter and errors as of :meth:`outputs`."""
+        number = self.output_blocks[-1] if block is None else block
         if isinstance(number, bool) or not isinstance(number, int | np.integer):
             raise ValueError(f"block must be a whole number or None, got {block!r}")
         found = int(number) + (self.blocks if number < 0 else 0)
@@ -122,8 +128,17 @@ class TrunkMetadata:
                 f"model {self.name!r} gives no features of block {block}: it has {self.blocks} blocks, of which its "
                 f"file gives {listed}; build it with others by 'sparsespec models build ... --blocks LIST'"
             )
-        end = "" if found == last else f".{found}"
-        return f"queries{end}", f"keys{end}", f"values{end}"
+        return found
+
+    def features_sha256(self, block: int | None = None) -> str:
+        """Tell features apart, whatever the precision: ``source_sha256`` for the network's last block, else its own.
+
+        Directions in the features of one block say nothing about those of another.
+        """
+        number = self.block(block)
+        if number == self.blocks - 1:
+            return self.source_sha256
+        return hashlib.sha256(f"{self.source_sha256} block {number}".encode()).hexdigest()
 
 
 def encode_table(table: npt.NDArray[np.float32]) -> str:

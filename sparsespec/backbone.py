@@ -185,6 +185,7 @@ class Backbone:
         self._path = resolve(model)
         self._metadata = read_trunk_metadata(self._path)
         self._outputs = self._metadata.outputs(block)
+        self._features_sha256 = self._metadata.features_sha256(block)
         self._threads = available_cpus() if threads is None else int(threads)
         self._max_tokens = int(max_tokens)
         self._concurrency = max(1, available_cpus() // self._threads) if concurrency is None else int(concurrency)
@@ -238,6 +239,11 @@ class Backbone:
     def source_sha256(self) -> str:
         """SHA-256 of the file the weights were taken from, the same for every precision."""
         return self._metadata.source_sha256
+
+    @property
+    def features_sha256(self) -> str:
+        """What directions are fitted to: ``source_sha256`` for the last block, another for every other block."""
+        return self._features_sha256
 
     @property
     def channels(self) -> int:

@@ -51,8 +51,8 @@ class Directions:
     position_offset
         (2,) float32.
     source_sha256
-        Of the file the network's weights were taken from, as :attr:`sparsespec.Backbone.source_sha256` has it; empty
-        where that isn't known.
+        Of the features, as :attr:`sparsespec.Backbone.features_sha256` has it: of the file the network's weights were
+        taken from, where they are those of its last block. Empty where that isn't known.
     photographs
         How many they were fitted on.
 

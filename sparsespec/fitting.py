@@ -59,7 +59,7 @@ def fit_directions(
     photographs
         Features of one network; float16 is enough, in which 768 tokens of 384 channels take 1.8 MB.
     source_sha256
-        Of the network, see :attr:`sparsespec.Backbone.source_sha256`.
+        Of the network, see :attr:`sparsespec.Backbone.features_sha256`.
     progress
         Called with a line for each step.
 

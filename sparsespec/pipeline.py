@@ -243,7 +243,7 @@ class Segmenter:
         self._n_instances = n_instances
         self._method = method
         self._directions = find_directions(
-            directions, source_sha256=self._backbone.source_sha256, channels=self._backbone.channels
+            directions, source_sha256=self._backbone.features_sha256, channels=self._backbone.channels
         )
         self._settings = _default_settings(settings, self._directions)
 

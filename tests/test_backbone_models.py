@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from sparsespec.backbone import Backbone, TokenFeatures
+from sparsespec.directions import Directions
 from sparsespec.models.graph import write_graph
+from sparsespec.pipeline import Segmenter
 from sparsespec.position_table import PositionRule
 from tests.reference.vit import forward
 from tests.tiny_vit import random_vit
@@ -48,10 +50,15 @@ def test_any_prefix_and_rule(prefix: int, rule: PositionRule, tmp_path: Path) ->
 @pytest.mark.parametrize(("block", "number"), [(None, 2), (2, 2), (-2, 2), (1, 1), (-3, 1)])
 def test_block_that_is_wanted(block: int | None, number: int, tmp_path: Path) -> None:
     net = Backbone(_write(tmp_path / "m.onnx"), threads=1, block=block)
-    for one in (net, pickle.loads(pickle.dumps(net))):
+    for one in (net, _copy(net)):
         found = one.features(IMAGE, scale=1)
         for name, expected in zip(PARTS, _expected(found, prefix=1, rule=None, block=number), strict=True):
             assert np.abs(getattr(found, name) - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def _copy(net: Backbone) -> Backbone:
+    copy: Backbone = pickle.loads(pickle.dumps(net))
+    return copy
 
 
 @pytest.mark.parametrize("block", [0, 3, -1, 4])
@@ -59,6 +66,26 @@ def test_block_that_the_file_does_not_give(block: int, tmp_path: Path) -> None:
     path = _write(tmp_path / "m.onnx")
     with pytest.raises(ValueError, match=rf"'tiny' gives no features of block {block}: .* gives 1, 2;"):
         Backbone(path, block=block)
+
+
+def test_features_of_another_block_are_others(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    model = write_graph(random_vit(blocks=3), blocks=(1, 2), name="tiny", source="nowhere", source_sha256="ab" * 32)
+    path.write_bytes(model.SerializeToString())
+    last, before = Backbone(path), Backbone(path, block=1)
+    assert last.features_sha256 == last.source_sha256 == before.source_sha256
+    assert before.features_sha256 != before.source_sha256
+    assert Backbone(path, block=-2).features_sha256 == before.features_sha256 == _copy(before).features_sha256
+    directions = Directions(
+        np.ones(3 * last.channels, np.float32),
+        0.0,
+        np.ones((3 * last.channels, 2), np.float32),
+        np.zeros(2, np.float32),
+        last.features_sha256,
+    )
+    Segmenter(last, directions=directions)
+    with pytest.raises(ValueError, match="directions"):
+        Segmenter(before, directions=directions)
 
 
 @pytest.mark.parametrize("precision", ["float16", "int8"])

@@ -433,8 +433,7 @@ def test_the_extra_names_every_peer() -> None:
     setup = (DOCS.parent / "setup.cfg").read_text(encoding="utf-8")
     block = setup.partition("\npeers =\n")[2].partition("\n#")[0]
     named = {re.split("[<>=]", line.strip())[0] for line in block.splitlines() if line.strip()}
-    others = {"PyTorch", *peers.INSTALL_OTHER}  # named by its module, or in an extra of its own
-    assert named == {*peers.NEEDS, "torch"} - others
+    assert named == {*peers.NEEDS}
 
 
 # Photographs and features

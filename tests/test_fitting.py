@@ -199,8 +199,8 @@ def test_photographs_teach_what_others_taught() -> None:
     backbone = Backbone()
     examples = sorted((Path(__file__).parents[1] / "docs" / "examples").glob("*.jpg"))
     photographs = [backbone.features(read_image(path)) for path in examples]
-    found = fit_directions(photographs, source_sha256=backbone.source_sha256)
-    shipped = find_directions("default", source_sha256=backbone.source_sha256, channels=backbone.channels)
+    found = fit_directions(photographs, source_sha256=backbone.features_sha256)
+    shipped = find_directions("default", source_sha256=backbone.features_sha256, channels=backbone.channels)
     assert shipped is not None
     for tokens in photographs:
         told, expected = found.objectness_of(*kinds(tokens)), shipped.objectness_of(*kinds(tokens))

@@ -59,7 +59,7 @@ def small_result(small: Segmenter, astronaut: np.ndarray) -> Segmentation:
 @pytest.fixture(scope="module")
 def directions(backbone: Backbone) -> Directions:
     """Those that come with the package."""
-    found = find_directions("default", source_sha256=backbone.source_sha256, channels=backbone.channels)
+    found = find_directions("default", source_sha256=backbone.features_sha256, channels=backbone.channels)
     assert found is not None
     return found
 

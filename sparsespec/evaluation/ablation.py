@@ -497,7 +497,7 @@ class _Runner:
                 directions = self.without[dataset.name]
             elif variant.directions == "default":
                 directions = find_directions(
-                    "default", source_sha256=backbone.source_sha256, channels=backbone.channels
+                    "default", source_sha256=backbone.features_sha256, channels=backbone.channels
                 )
             labels, confidence = _run_variant(variant, scene, backbone, directions)
             yield variant, score_image(labels, scene.truth, confidence, ranking=self._ranking)
@@ -522,7 +522,7 @@ def _fit_without_each(runner: _Runner, sets: Sequence[Dataset], say: Say) -> dic
         others = {name: of_set for name, of_set in features.items() if name != dataset.name}
         photographs = [one for of_set in others.values() for one in of_set]
         say(f"directions without {dataset.name}, from {len(photographs)} photographs")
-        runner.without[dataset.name] = fit_directions(photographs, source_sha256=backbone.source_sha256)
+        runner.without[dataset.name] = fit_directions(photographs, source_sha256=backbone.features_sha256)
         fitted_on[dataset.name] = {name: len(of_set) for name, of_set in others.items()}
     return fitted_on
 

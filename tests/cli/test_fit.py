@@ -30,7 +30,7 @@ SHA = "cd" * 32
 class PixelBackbone:
     """Stands in for the network: features of a token are fixed mixtures of its mean colour and of noise."""
 
-    source_sha256 = SHA
+    features_sha256 = SHA
     channels = C
     patch_size = 14
 
@@ -370,7 +370,7 @@ def test_fitted_with_the_model_and_used_in_a_run(invoke: Invoke, tmp_path: Path)
     assert result.exit_code == 0, result.output
     directions = Directions.load(target)
     backbone = sparsespec.Backbone()
-    assert directions.source_sha256 == backbone.source_sha256
+    assert directions.source_sha256 == backbone.features_sha256
     assert directions.channels == backbone.channels
     arguments = ("run", "--input", examples / "astronaut.jpg", "--output", tmp_path / "out", "--directions", target)
     assert invoke(*arguments).exit_code == 0

@@ -83,7 +83,7 @@ def _race(bench: Bench, network: Network, tokens: int) -> list[dict[str, Any]]:
         _PLAIN: ("backbone plain", {**plain, "options": {"use_tf32": "0"}}),
         _PLAIN_TF32: ("backbone plain", plain),
     }
-    torch_gone = peers.missing("PyTorch")
+    torch_gone = peers.missing("torch")
     outcomes: dict[str, Outcome] = {}
     for name, dtype in ((_TORCH, "float32"), (_TORCH_HALF, "float16")):
         if torch_gone is None:
