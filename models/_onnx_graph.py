@@ -7,6 +7,7 @@ operators that stand for several are taken apart.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ from ._onnx_package import require_onnx
 
 # Constants up to this many entries are computed as they are met, larger ones when asked for.
 _SMALL = 4096
-_WRONG = (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError, MemoryError)
+_WRONG = (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError, MemoryError, RecursionError)
 
 
 class NoMatchError(Exception):
@@ -131,7 +132,7 @@ class Graph:
     def scalar(self, tensor: str) -> float | None:
         """Value of a constant of one entry, None for anything else."""
         shape = self.shape(tensor)
-        if not self.is_constant(tensor) or (shape is not None and int(np.prod(shape)) != 1):
+        if not self.is_constant(tensor) or (shape is not None and math.prod(shape) != 1):
             return None
         value = self.value(tensor)
         return float(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
@@ -254,7 +255,7 @@ class Graph:
 
     def _fold(self, node: Node) -> bool:
         """Compute a node of constants, or leave it for when it is asked for."""
-        sizes = [int(np.prod(self._shape.get(name, (_SMALL + 1,)))) for name in node.inputs if name]
+        sizes = [math.prod(self._shape.get(name, (_SMALL + 1,))) for name in node.inputs if name]
         if sum(sizes) <= _SMALL:
             try:
                 found = self._compute(node)
@@ -278,7 +279,7 @@ class Graph:
         absent = [not name for name in node.inputs]
         values: list[Array | None] = []
         for name, shape in zip(node.inputs, shapes, strict=True):
-            small = shape is not None and int(np.prod(shape)) <= _SMALL
+            small = shape is not None and math.prod(shape) <= _SMALL
             values.append(self._value_or_none(name) if name and small else None)
         if any(s is None and not a for s, a in zip(shapes[1:], absent[1:], strict=True)) and node.op in COMPUTED:
             return
@@ -306,7 +307,7 @@ class Graph:
 
 def _keeps_rows(node: Node, before: Shape, after: Shape) -> bool:
     """Whether a node leaves the last axis as it is, and the order of what stands on the others."""
-    if not before or not after or before[-1] != after[-1] or int(np.prod(before)) != int(np.prod(after)):
+    if not before or not after or before[-1] != after[-1] or math.prod(before) != math.prod(after):
         return False
     if node.op in ("Reshape", "Squeeze", "Unsqueeze", "Flatten"):
         return True

@@ -102,15 +102,20 @@ def _slice(attributes: Attributes, inputs: Sequence[Any]) -> Array:
 
 
 def _gather(attributes: Attributes, inputs: Sequence[Any]) -> Array:
-    return np.take(inputs[0], np.asarray(inputs[1], np.int64), axis=attributes.get("axis", 0))
+    data, axis = inputs[0], attributes.get("axis", 0)
+    _bounded(data.size // max(1, data.shape[axis]) * np.size(inputs[1]))
+    return np.take(data, np.asarray(inputs[1], np.int64), axis=axis)
 
 
 def _concat(attributes: Attributes, inputs: Sequence[Any]) -> Array:
+    _bounded(sum(np.size(part) for part in inputs))
     return np.concatenate(list(inputs), axis=attributes.get("axis", 0))
 
 
 def _expand(attributes: Attributes, inputs: Sequence[Any]) -> Array:
-    return np.broadcast_to(inputs[0], np.broadcast_shapes(inputs[0].shape, tuple(_ints(inputs[1]))))
+    shape = np.broadcast_shapes(inputs[0].shape, tuple(_ints(inputs[1])))
+    _bounded(math.prod(shape))  # takes no memory itself, but all that reads it takes time
+    return np.broadcast_to(inputs[0], shape)
 
 
 def _pad(attributes: Attributes, inputs: Sequence[Any]) -> Array:

@@ -298,6 +298,8 @@ def _masks_nothing(graph: Graph, tensor: str) -> bool:
     if not graph.is_constant(tensor):
         return False
     mask = _needed(graph, tensor)
+    # Repeated entries need not be looked at again: one mask serves every head.
+    mask = mask[tuple(slice(1) if step == 0 else slice(None) for step in mask.strides)]
     return bool(mask.all()) if mask.dtype == np.bool_ else mask.dtype.kind == "f" and not mask.any()
 
 

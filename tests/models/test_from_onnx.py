@@ -655,3 +655,28 @@ def test_the_original_of_the_embedded_model() -> None:
     assert (vit.patch_size, vit.embed_dim, vit.heads, len(vit.blocks)) == (14, 384, 6, 12)
     assert (vit.positions.shape, vit.prefix.shape) == ((37, 37, 384), (1, 384))
     assert vit.rule == export.rule == PositionRule()
+
+
+@pytest.mark.parametrize("side", [2**20, 2**31])
+def test_a_mask_of_any_size(side: int) -> None:
+    """A constant repeated without end takes no memory, but whoever looked at all of it would never come back."""
+    model = exports.load("vit-old17")
+    softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.zeros(1, np.float32), "zero"),
+            numpy_helper.from_array(np.array([1, 1, side, side], np.int64), "mask_shape"),
+        ]
+    )
+    nodes = list(model.graph.node)
+    place = nodes.index(softmax)
+    masked = [
+        helper.make_node("Expand", ["zero", "mask_shape"], ["mask"]),
+        helper.make_node("Add", [softmax.input[0], "mask"], ["masked"]),
+    ]
+    softmax.input[0] = "masked"
+    nodes = [*nodes[:place], *masked, softmax, *nodes[place + 1 :]]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    with pytest.raises(UnrecognisedModelError):
+        read_export(model)
