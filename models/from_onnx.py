@@ -155,7 +155,9 @@ def read_export(model: Any, *, rule: PositionRule | None = None) -> Export:
     failure: UnrecognisedModelError | None = None
     for sizes in _sizes(model):
         try:
-            return _read(model, Graph(model, sizes), rule)
+            # A damaged file may hold infinities: they match nothing, and that is said once and for all.
+            with np.errstate(all="ignore"):
+                return _read(model, Graph(model, sizes), rule)
         except UnrecognisedModelError as error:
             failure = failure or error
         except (ValueError, TypeError, IndexError, OverflowError) as error:
