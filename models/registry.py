@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sparsespec.position_table import PositionRule
 
-from .metadata import PREFIX, read_metadata_props, read_trunk_metadata
+from .metadata import PREFIX, ModelFormatError, read_metadata_props, read_trunk_metadata
 
 _FOLDER = Path(__file__).resolve().parent
 
@@ -405,7 +405,10 @@ def resolve(model: str | os.PathLike[str]) -> Path:
             return info.path
     path = Path(model)
     if path.is_dir():
-        raise UnknownModelError(f"model {os.fspath(model)!r} is a folder, not a file; {_valid(os.fspath(model))}")
+        raise UnknownModelError(
+            f"model {os.fspath(model)!r} is a folder, not a file: give the .onnx or .safetensors file in it, or build a "
+            f"model from it with 'sparsespec models build {os.fspath(model)} -o OUT.onnx'"
+        )
     if not path.is_file():
         looks_like_path = not isinstance(model, str) or path.suffix in FOREIGN_SUFFIXES or len(path.parts) > 1
         what = "there is no file" if looks_like_path else "unknown model"
@@ -414,7 +417,15 @@ def resolve(model: str | os.PathLike[str]) -> Path:
         from .pull import adopt
 
         return adopt(path)
-    read_trunk_metadata(path)
+    try:
+        read_trunk_metadata(path)
+    except ModelFormatError as error:
+        if path.suffix == ".onnx":
+            raise
+        raise ModelFormatError(
+            f"{error}. Weights of another kind are built into a model first, with 'sparsespec models build "
+            f"{os.fspath(model)} -o OUT.onnx'"
+        ) from error
     return path.resolve()
 
 
