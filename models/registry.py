@@ -404,10 +404,10 @@ def resolve(model: str | os.PathLike[str]) -> Path:
                 )
             return info.path
     path = Path(model)
-    if path.is_dir():
+    if path.is_dir() and os.fspath(model):  # an empty name is no folder
         raise UnknownModelError(
-            f"model {os.fspath(model)!r} is a folder, not a file: give the .onnx or .safetensors file in it, or build a "
-            f"model from it with 'sparsespec models build {os.fspath(model)} -o OUT.onnx'"
+            f"model {os.fspath(model)!r} is a folder, not a file: give the .onnx or .safetensors file in it, or build "
+            f"a model from it with 'sparsespec models build {os.fspath(model)} -o OUT.onnx'"
         )
     if not path.is_file():
         looks_like_path = not isinstance(model, str) or path.suffix in FOREIGN_SUFFIXES or len(path.parts) > 1

@@ -303,7 +303,7 @@ def test_tensor_that_would_be_left_out(name: str, message: str) -> None:
 
 def test_many_tensors_too_many() -> None:
     extra = {f"extra.{i}": np.ones(1, np.float32) for i in range(9)}
-    with pytest.raises(UnrecognisedModelError, match=r"9 tensors .*extra\.0, .*extra\.4 and 4 more"):
+    with pytest.raises(UnrecognisedModelError, match=r"tensors .*extra\.0, .*extra\.4 and 4 more"):
         read_weights(tiny_models.tensors("dino") | extra, heads=2)
 
 
