@@ -531,7 +531,7 @@ from pathlib import Path
 from sparsespec.backbone import Backbone
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
-net, rng = Backbone(threads=1), np.random.default_rng(0)
+net, rng = Backbone(threads=1, provider="cpu"), np.random.default_rng(0)
 def run(times):
     for _ in range(times):
         shape = rng.integers(20, 200, 2)

@@ -98,6 +98,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setattr(onnxruntime, "InferenceSession", stand_in)
         monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: print("Failed to load something"), raising=False)
         monkeypatch.setattr(_sessions, "lacking_driver", lambda: None)
+        monkeypatch.setattr(_sessions, "installed_runtimes", lambda: {"onnxruntime": "1.20"})
         monkeypatch.setattr(sys, "platform", platform)
         found.starts |= set(available)
         return found

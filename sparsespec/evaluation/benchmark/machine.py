@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -33,6 +34,12 @@ def describe(threads: int) -> dict[str, Any]:
 
 def version(distribution: str) -> str | None:
     """Return the installed version of a distribution, or None."""
+    if distribution == "onnxruntime":
+        # Its distributions have several names and one module; of two that are installed the module says whose it is.
+        try:
+            return str(importlib.import_module(distribution).__version__)
+        except ImportError:
+            return None
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
