@@ -310,7 +310,7 @@ def _patch_embedding(graph: Graph) -> tuple[Node, Linear, str, Array, Array]:
         raise _unrecognised(
             part,
             "expected one convolution whose stride is its kernel on the image input (3 channels, square patches)",
-            f"found {len(found)} like that among {len(convolutions)} convolutions",
+            f"found {len(found) or 'none'} like that among {len(convolutions)} convolutions",
         )
     node, image, scale, shift = found[0]
     try:

@@ -17,6 +17,8 @@ PRECISIONS = ("float32", "float16", "int8")
 """What a model is built in; the first one where its name says nothing."""
 FOREIGN_SUFFIXES = (".onnx", ".safetensors")
 """Files that are built on first use when their path is given in place of a name."""
+# Not among them: reading these needs PyTorch, which is no requirement of any extra.
+_PYTORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
 
 class UnknownModelError(ValueError):
@@ -420,10 +422,10 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     try:
         read_trunk_metadata(path)
     except ModelFormatError as error:
-        if path.suffix == ".onnx":
+        if path.suffix.lower() not in _PYTORCH_SUFFIXES:
             raise
         raise ModelFormatError(
-            f"{error}. Weights of another kind are built into a model first, with 'sparsespec models build "
+            f"{os.fspath(model)!r} can't be run as it is: build a model from it with 'sparsespec models build "
             f"{os.fspath(model)} -o OUT.onnx'"
         ) from error
     return path.resolve()
