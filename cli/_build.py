@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ import click
 if TYPE_CHECKING:
     from sparsespec.models.vit import Vit
 
-__all__ = ["build_command"]
+__all__ = ["build_command", "model_failures"]
 
 _RULES = ("size", "offset", "antialias")
 
@@ -36,6 +38,19 @@ class _Numbers(click.ParamType):
             example = "8,11" if self._kind is int else "0.485,0.456,0.406"
             self.fail(f"{value!r} isn't {wanted} such as {example}", param, ctx)
         return found
+
+
+@contextmanager
+def model_failures(ctx: click.Context) -> Iterator[None]:
+    """Print what went wrong: wrong usage ends with exit code 2, everything else with 1."""
+    from sparsespec.models import BuildError, DownloadError, ModelFormatError, StoreError
+
+    try:
+        yield
+    except (ModelFormatError, DownloadError, StoreError, BuildError, ImportError, OSError) as error:
+        raise click.ClickException(f"{error}.") from error
+    except ValueError as error:
+        raise click.UsageError(f"{error}.", ctx) from error
 
 
 @click.command("build", short_help="Build a model from an export or weights.")
@@ -100,17 +115,13 @@ def build_command(
       sparsespec models build model.safetensors -o mine.onnx --precision int8
       sparsespec models build dinov2-vitb14-reg -o both.onnx --blocks 8,11
     """
-    from sparsespec.models import ModelFormatError
     from sparsespec.models.build import check_output, write_model
-    from sparsespec.models.hub import DownloadError
     from sparsespec.models.sources import read_source
-    from sparsespec.models.store import StoreError
-    from sparsespec.models.vit import BuildError
     from sparsespec.position_table import PositionRule
 
     rules = dict(zip(_RULES, (PositionRule(), PositionRule(offset=0.1), PositionRule(antialias=True)), strict=True))
     rule = None if position_rule is None else rules[position_rule]
-    try:
+    with model_failures(ctx):
         check_output(output)
         read = read_source(source, heads=heads, rule=rule, mean=mean, std=std)
         facts = _facts(read.vit)
@@ -118,10 +129,6 @@ def build_command(
             facts["positions"] += " (assumed: the export is for one size and doesn't say; see --position-rule)"
         _say({"source": read.described, **facts})
         built = write_model(read, output, precision=precision, blocks=blocks, name=name)
-    except (ModelFormatError, BuildError, DownloadError, StoreError, ImportError, OSError) as error:
-        raise click.ClickException(f"{error}.") from error
-    except ValueError as error:
-        raise click.UsageError(f"{error}.", ctx) from error
     file = os.fspath(output)
     given = ", ".join(map(str, built.blocks))
     _say(

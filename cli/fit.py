@@ -111,9 +111,9 @@ def fit_command(
         raise click.UsageError(f"{error}.", ctx) from error
     backbone = open_backbone(ctx, model, threads, provider=provider, provider_options=provider_options)
 
+    from sparsespec._atomic import write_atomic
     from sparsespec._threads import limited_threads
     from sparsespec.fitting import fit_directions
-    from sparsespec.formats._atomic import write_atomic
 
     chosen = _spread(inputs.images, limit)
     with Progress(len(inputs.unlisted) + len(chosen)) as progress, limited_threads(threads):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
 
-from ._build import build_command
+from ._build import build_command, model_failures
 
 if TYPE_CHECKING:
     from sparsespec.models import ModelInfo
@@ -34,22 +32,6 @@ def models_group() -> None:
 models_group.add_command(build_command)
 
 
-@contextmanager
-def _failures(ctx: click.Context) -> Iterator[None]:
-    """Print what went wrong: wrong usage ends with exit code 2, everything else with 1."""
-    from sparsespec.models import ModelFormatError, UnknownModelError
-    from sparsespec.models.hub import DownloadError
-    from sparsespec.models.store import StoreError
-    from sparsespec.models.vit import BuildError
-
-    try:
-        yield
-    except (ModelFormatError, DownloadError, StoreError, BuildError, ImportError, OSError) as error:
-        raise click.ClickException(f"{error}.") from error
-    except (UnknownModelError, ValueError) as error:
-        raise click.UsageError(f"{error}.", ctx) from error
-
-
 @models_group.command("list", short_help="One line for each model.")
 def list_command() -> None:
     """Print one line for each model: its name, size, whether it is installed, precisions, licence, what it is.
@@ -57,7 +39,7 @@ def list_command() -> None:
     The size of a model that isn't installed is that of its download.
     """
     from sparsespec.models import list_models
-    from sparsespec.models.registry import PRECISIONS
+    from sparsespec.models.metadata import PRECISIONS
 
     rows = []
     for model in list_models():
@@ -75,7 +57,7 @@ def list_command() -> None:
 def _state(model: ModelInfo) -> tuple[str, int]:
     """Say in which precisions a model is there, and how many bytes it takes, or would take to download."""
     from sparsespec.models import get_model
-    from sparsespec.models.registry import PRECISIONS
+    from sparsespec.models.metadata import PRECISIONS
 
     if model.embedded:
         return "embedded", model.size_bytes
@@ -93,7 +75,7 @@ def info_command(ctx: click.Context, name: str) -> None:
     """Print what is known about the model NAME: where it comes from, its licence, its size and checksum."""
     from sparsespec.models import get_model
 
-    with _failures(ctx):
+    with model_failures(ctx):
         model = get_model(name)
     facts = {
         "name": model.name,
@@ -142,7 +124,7 @@ def _place(ctx: click.Context, model: ModelInfo) -> dict[str, str]:
         store = Store()
     except StoreError as error:
         return {**facts, "installed": f"no: {error}"}
-    with _failures(ctx):
+    with model_failures(ctx):
         record = store.read_record()
         for file in model.files:
             entry = record["sources"].get(source_key(str(model.repository), str(model.revision), file.name))
@@ -198,7 +180,7 @@ def pull_command(
     """
     from sparsespec.models.pull import pull
 
-    with _failures(ctx):
+    with model_failures(ctx):
         path = pull(
             name,
             precision=precision,
@@ -222,7 +204,7 @@ def verify_command(ctx: click.Context, names: tuple[str, ...]) -> None:
     from sparsespec.models import get_model
     from sparsespec.models.pull import verify
 
-    with _failures(ctx):
+    with model_failures(ctx):
         found = verify(names)
         absent = [get_model(name).name for name in names if not get_model(name).is_installed()]
     for finding in found:
@@ -242,7 +224,7 @@ def path_command(ctx: click.Context, name: str | None) -> None:
     from sparsespec.models import get_model
     from sparsespec.models.store import home
 
-    with _failures(ctx):
+    with model_failures(ctx):
         click.echo(click.format_filename(os.fspath(home() if name is None else get_model(name).path)))
 
 
@@ -254,7 +236,7 @@ def remove_command(ctx: click.Context, name: str, forget: bool) -> None:
     """Delete the model NAME, in the precision named, and what was downloaded for it; print what was deleted."""
     from sparsespec.models.pull import remove
 
-    with _failures(ctx):
+    with model_failures(ctx):
         gone = remove(name, forget=forget)
     if not gone:
         click.echo(f"{name} isn't installed: there was nothing to delete", err=True)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ._onnx_ops import COMPUTED, FLOAT_TYPES, MOVES, Array, Shape, compute, shape_of
+from ._onnx_package import require_onnx
 
 # Constants up to this many entries are computed as they are met, larger ones when asked for.
 _SMALL = 4096
@@ -36,17 +37,6 @@ class Node:
 
     def __str__(self) -> str:
         return f"{self.op} {self.name!r}" if self.name else f"{self.op} that makes {self.outputs[0]!r}"
-
-
-def onnx_module() -> Any:
-    """Import onnx, or say how to install it."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise ImportError(
-            "reading an ONNX file needs the onnx package: pip install 'sparsespec[build]' (or pip install onnx)"
-        ) from error
-    return onnx
 
 
 class Graph:
@@ -125,7 +115,7 @@ class Graph:
         if tensor in self._value:
             return self._value[tensor]
         if tensor in self._weights:
-            value = _array_of(self._weights[tensor])
+            value = array_of(self._weights[tensor])
         elif tensor in self._later:
             node = self._later[tensor]
             try:
@@ -327,12 +317,18 @@ def _keeps_rows(node: Node, before: Shape, after: Shape) -> bool:
     return order[-1] == len(before) - 1 and long == sorted(long)
 
 
-def _array_of(tensor: Any) -> Array:
-    """Decode a weight; in bfloat16 it becomes float32."""
-    onnx = onnx_module()
+def array_of(tensor: Any) -> Array:
+    """Decode a weight; in bfloat16 it becomes float32.
+
+    Raises
+    ------
+    NoMatchError
+        When it lies in another file, or holds another number of entries than it says.
+    """
+    onnx = require_onnx()
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         raise NoMatchError(
-            f"the weight {tensor.name!r} lies in another file: read the model with onnx.load(path), which fetches it"
+            f"the weight {tensor.name!r} lies in another file: read the model with load_export, which fetches it"
         )
     try:
         value = onnx.numpy_helper.to_array(tensor)
@@ -344,10 +340,10 @@ def _array_of(tensor: Any) -> Array:
 
 def _attribute(attribute: Any) -> Any:
     """Turn an attribute into plain Python or NumPy; graphs inside a node are left out."""
-    onnx = onnx_module()
+    onnx = require_onnx()
     kinds = onnx.AttributeProto
     if attribute.type == kinds.TENSOR:
-        return _array_of(attribute.t)
+        return array_of(attribute.t)
     if attribute.type in (kinds.FLOAT, kinds.INT, kinds.FLOATS, kinds.INTS):
         value = onnx.helper.get_attribute_value(attribute)
         return value if isinstance(value, (int, float)) else list(value)

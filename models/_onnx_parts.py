@@ -11,7 +11,7 @@ import numpy as np
 
 from ._onnx_graph import Graph, Node, NoMatchError
 from ._onnx_ops import MOVES, Array
-from .vit import Attention, FeedForward, Linear, Norm, Rest
+from .vit import Attention, FeedForward, Linear, Norm, Rest, float32
 
 ATTENTION_OPS = ("Softmax", "Attention", "MultiHeadAttention")
 
@@ -79,10 +79,6 @@ class _Core:
     output: str
 
 
-def _float32(value: Array) -> Array:
-    return np.ascontiguousarray(value, dtype=np.float32)
-
-
 def _needed(graph: Graph, tensor: str) -> Array:
     value = graph.value(tensor)
     if value is None:
@@ -126,7 +122,7 @@ def linear(graph: Graph, tensor: str) -> Layer:
         bias = bias + _vector(_needed(graph, node.inputs[2]), len(bias), node) * node.attributes.get("beta", 1.0)
     if added is not None:
         bias = bias + _vector(added, len(bias), node)
-    return Layer(Linear(_float32(weight), _float32(bias)), graph.rows(node.inputs[0]), graph.root(tensor))
+    return Layer(Linear(float32(weight), float32(bias)), graph.rows(node.inputs[0]), graph.root(tensor))
 
 
 def _vector(value: Array, size: int, node: Node) -> Array:
@@ -154,7 +150,7 @@ def scaled_linear(graph: Graph, tensor: str) -> Layer:
     gamma = np.ones(len(bias))
     for factor in factors:
         gamma = gamma * _vector(factor, len(bias), node) if node is not None else gamma
-    folded = Linear(_float32(weight * gamma), _float32(bias * gamma))
+    folded = Linear(float32(weight * gamma), float32(bias * gamma))
     return Layer(folded, layer.source, graph.root(tensor))
 
 
@@ -195,7 +191,7 @@ def norm(graph: Graph, tensor: str) -> tuple[Norm, str]:
         bias = np.zeros_like(weight)
         if len(node.inputs) > 2 and node.inputs[2]:
             bias = _needed(graph, node.inputs[2]).reshape(-1)
-        found = Norm(_float32(weight), _float32(bias), float(node.attributes.get("epsilon", 1e-5)))
+        found = Norm(float32(weight), float32(bias), float(node.attributes.get("epsilon", 1e-5)))
         return found, graph.rows(node.inputs[0])
 
     shift = scale = None
@@ -214,7 +210,7 @@ def norm(graph: Graph, tensor: str) -> tuple[Norm, str]:
             break
         weight = np.ones(shape[-1]) if scale is None else _vector(scale, shape[-1], node)
         bias = np.zeros(shape[-1]) if shift is None else _vector(shift, shape[-1], node)
-        return Norm(_float32(weight), _float32(bias), epsilon), graph.rows(source)
+        return Norm(float32(weight), float32(bias), epsilon), graph.rows(source)
     raise NoMatchError(f"expected {what}, found {node}")
 
 
@@ -398,7 +394,7 @@ def attention(graph: Graph, node: Node) -> AttentionMatch:
         if not np.array_equal(chosen, np.arange(weight.shape[1])):
             weight, bias = np.ascontiguousarray(weight[:, chosen]), bias[chosen]
         if factor != 1.0:
-            weight, bias = _float32(weight * np.float64(factor)), _float32(bias * np.float64(factor))
+            weight, bias = float32(weight * np.float64(factor)), float32(bias * np.float64(factor))
         parts.append(Linear(weight, bias))
         taps.append(Tap(found.layer.output, found.layer.linear, chosen, factor))
     normed = projections[0].layer.source
@@ -458,7 +454,7 @@ def attention_output(graph: Graph, tensor: str, match: AttentionMatch) -> Linear
         weight = weight[np.argsort(order[0])]
     if len(weight) != width:
         raise NoMatchError(f"the layer that makes {tensor!r} takes {len(weight)} channels, attention gives {width}")
-    return Linear(_float32(weight), layer.linear.bias)
+    return Linear(float32(weight), layer.linear.bias)
 
 
 def feed_forward(graph: Graph, tensor: str) -> tuple[FeedForward, Norm, str]:
@@ -486,7 +482,7 @@ def feed_forward(graph: Graph, tensor: str) -> tuple[FeedForward, Norm, str]:
     if len({source for source, _, _ in layers}) != 1:
         raise NoMatchError(f"gate and values in front of {tensor!r} come from different tensors")
     weight = layers[0][1] if len(layers) == 1 else np.hstack([w for _, w, _ in layers])
-    first = Linear(_float32(weight), np.concatenate([b for _, _, b in layers]))
+    first = Linear(float32(weight), np.concatenate([b for _, _, b in layers]))
     if second.linear.weight.shape[0] * len(layers) != weight.shape[1]:
         raise NoMatchError(f"layers of {weight.shape} and {second.linear.weight.shape} follow each other")
     found_norm, source = norm(graph, layers[0][0])

@@ -15,11 +15,17 @@ from .vit import Array, BuildError
 PYTORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 """Files that only PyTorch reads."""
 
-SUFFIXES = (".safetensors", *PYTORCH_SUFFIXES, ".index.json")
+_INDEX = ".index.json"
+
+SUFFIXES = (".safetensors", *PYTORCH_SUFFIXES, _INDEX)
 """What :func:`load_tensors` takes, besides folders."""
 
-# In a folder as the Hugging Face hub keeps it, the first of these that is there.
-_IN_FOLDER = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+SAFETENSORS_IN_FOLDER = ("model.safetensors", f"model.safetensors{_INDEX}")
+PYTORCH_IN_FOLDER = ("pytorch_model.bin", f"pytorch_model.bin{_INDEX}")
+"""What a folder as the Hugging Face hub keeps it may hold, in one file or several."""
+
+_IN_FOLDER = (*SAFETENSORS_IN_FOLDER, *PYTORCH_IN_FOLDER)
+_CONFIG, _PREPROCESSING = "config.json", "preprocessor_config.json"
 
 # Below this version an argument that promises not to execute anything doesn't keep it (CVE-2025-32434).
 _SAFE_TORCH = (2, 6)
@@ -55,13 +61,33 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Array]:
         path = _in_folder(path)
     if not path.exists():
         raise FileNotFoundError(f"no file of weights at {path}")
-    if path.name.endswith(".index.json"):
-        tensors = _sharded(path)
-    else:
-        tensors = _single(path)
+    tensors = _sharded(path) if path.name.endswith(_INDEX) else _single(path)
     if not tensors:
         raise BuildError(f"{path} holds no tensors")
     return tensors
+
+
+def weight_files(path: str | os.PathLike[str]) -> list[Path]:
+    """List the files that :func:`load_tensors` reads for a file: itself, and the parts that an index names.
+
+    Parameters
+    ----------
+    path : path
+        A file of weights, no folder.
+
+    Returns
+    -------
+    list of pathlib.Path
+
+    Raises
+    ------
+    BuildError
+        If an index can't be read, or names a file that isn't beside it.
+    """
+    path = Path(path)
+    if not path.name.endswith(_INDEX):
+        return [path]
+    return [path, *(path.parent / name for name in sorted(set(_weight_map(path).values())))]
 
 
 def load_config(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -83,19 +109,36 @@ def load_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     BuildError
         If one of them is there and can't be read.
     """
+    config: dict[str, Any] = {}
+    for file in config_files(path):
+        content = _json_object(file)
+        if file.name == _PREPROCESSING:
+            content = {name: content[name] for name in ("image_mean", "image_std") if name in content}
+        config |= content
+    return config
+
+
+def config_files(path: str | os.PathLike[str]) -> list[Path]:
+    """List the files that :func:`load_config` reads, as far as they are there.
+
+    Parameters
+    ----------
+    path : path
+        The file of weights, or its folder.
+
+    Returns
+    -------
+    list of pathlib.Path
+    """
     folder = Path(path)
     folder = folder if folder.is_dir() else folder.parent
-    config = _json_object(folder / "config.json") if (folder / "config.json").exists() else {}
-    if (folder / "preprocessor_config.json").exists():
-        preprocessing = _json_object(folder / "preprocessor_config.json")
-        config |= {name: preprocessing[name] for name in ("image_mean", "image_std") if name in preprocessing}
-    return config
+    return [folder / name for name in (_CONFIG, _PREPROCESSING) if (folder / name).exists()]
 
 
 def _json_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BuildError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise BuildError(f"{path} must hold a JSON object, not {type(content).__name__}")
@@ -116,26 +159,33 @@ def _single(path: Path) -> dict[str, Array]:
         raise BuildError(f"{path} is empty")
     if start.startswith(b"version https://git-lfs"):
         raise BuildError(f"{path} is a pointer of Git LFS and not the weights: run 'git lfs pull' there")
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         return _safetensors(path)
-    if path.suffix in PYTORCH_SUFFIXES:
+    if path.suffix.lower() in PYTORCH_SUFFIXES:
         return _pytorch(path)
     raise BuildError(
         f"{path}: weights are read from {', '.join(SUFFIXES)}; {path.suffix or 'no suffix'} is none of them"
     )
 
 
-def _sharded(index: Path) -> dict[str, Array]:
+def _weight_map(index: Path) -> dict[str, str]:
+    """Read which tensor is in which file; the files are there, beside the index."""
     parts = _json_object(index).get("weight_map")
     if not isinstance(parts, dict) or not all(isinstance(name, str) for name in parts.values()):
         raise BuildError(f"{index} has no 'weight_map' that says which tensor is in which file")
-    tensors: dict[str, Array] = {}
     for name in sorted(set(parts.values())):
         # A file name with a folder in it could point anywhere.
         if Path(name).name != name or name in ("", ".", ".."):
             raise BuildError(f"{index} names the file {name!r}: the parts must lie beside it")
         if not (index.parent / name).exists():
             raise BuildError(f"{index} names {name}, which isn't beside it: the weights are incomplete")
+    return parts
+
+
+def _sharded(index: Path) -> dict[str, Array]:
+    parts = _weight_map(index)
+    tensors: dict[str, Array] = {}
+    for name in sorted(set(parts.values())):
         tensors |= _single(index.parent / name)
     missing = sorted(set(parts) - set(tensors))
     if missing:
@@ -150,7 +200,9 @@ def _safetensors(path: Path) -> dict[str, Array]:
     try:
         import safetensors
     except ImportError as error:
-        raise ImportError("reading .safetensors needs a package: pip install 'sparsespec[build]'") from error
+        raise ImportError(
+            "reading .safetensors needs the package safetensors: pip install 'sparsespec[build]'"
+        ) from error
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             return {name: _safetensor(path, file, name) for name in file.keys()}  # noqa: SIM118

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .graph import require_onnx, write_graph
+from ._onnx_graph import NoMatchError, array_of
+from ._onnx_package import require_onnx
+from .graph import write_graph
 from .metadata import PRECISIONS, PREFIX, ModelFormatError, TrunkMetadata, parse_trunk_metadata
 from .vit import Array, Attention, Block, FeedForward, Linear, Norm, Rest, Vit
 
@@ -100,7 +102,7 @@ def read_graph(model: Any, metadata: TrunkMetadata, *, where: str) -> Vit:
     Raises
     ------
     ModelFormatError
-        When a weight is missing or of another shape.
+        When a weight is missing, of another shape or can't be read.
     """
     found = _Weights(model, where)
     channels, last = metadata.embed_dim, metadata.output_blocks[-1]
@@ -141,10 +143,7 @@ class _Weights:
     """Look-ups in a graph of ours, by the names that the writer gives."""
 
     def __init__(self, model: Any, where: str) -> None:
-        from onnx import numpy_helper
-
         self._where = where
-        self._to_array = numpy_helper.to_array
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
         self.kinds = {node.name: str(node.op_type) for node in model.graph.node}
         self._epsilons = {
@@ -160,7 +159,10 @@ class _Weights:
             if not optional:
                 raise ModelFormatError(f"{self._where!r} is incomplete: its graph has no weight {name!r}")
             return np.zeros([length or 1 for length in shape], np.float32)
-        value: Array = self._to_array(self._tensors[name])
+        try:
+            value: Array = array_of(self._tensors[name])
+        except NoMatchError as error:
+            raise ModelFormatError(f"{self._where!r} is damaged: {error}") from None
         if len(value.shape) != len(shape) or any(b not in (a, None) for a, b in zip(value.shape, shape, strict=True)):
             raise ModelFormatError(f"{self._where!r} has a weight {name!r} of shape {value.shape}, expected {shape}")
         return value.astype(np.float32, copy=False)

@@ -8,6 +8,7 @@ runs at one size does as well as one that runs at any.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +20,23 @@ import numpy as np
 
 from sparsespec.position_table import PositionRule, resize_positions
 
-from ._onnx_graph import Graph, Node, NoMatchError, onnx_module
+from ._external import load_external
+from ._onnx_graph import Graph, Node, NoMatchError
 from ._onnx_ops import Array
+from ._onnx_package import require_onnx
 from ._onnx_parts import ATTENTION_OPS, AttentionMatch, Tap, attention, linear, norm, rest
 from .metadata import PREFIX
-from .vit import IMAGENET_MEAN, IMAGENET_STD, Attention, Block, BuildError, Linear, UnrecognisedModelError, Vit
+from .vit import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Attention,
+    Block,
+    BuildError,
+    Linear,
+    UnrecognisedModelError,
+    Vit,
+    float32,
+)
 
 _EXPORT_ANEW = (
     "Export the model anew in float32 with torch.onnx.export or 'optimum-cli export onnx', "
@@ -91,13 +104,13 @@ def load_export(path: str | os.PathLike[str]) -> Any:
     Raises
     ------
     BuildError
-        When it is cut short or no ONNX file, or a file of weights is missing.
+        When it is cut short or no ONNX file, or a file of weights is missing, cut short or not one of its folder.
     OSError
         When it can't be opened.
     ImportError
         Without the onnx package.
     """
-    onnx = onnx_module()
+    onnx = require_onnx()
     content = Path(path).read_bytes()
     where = repr(os.fspath(path))
     model = onnx.ModelProto()
@@ -108,13 +121,8 @@ def load_export(path: str | os.PathLike[str]) -> Any:
         raise BuildError(f"{where} isn't an ONNX file, or it is cut short ({len(content):,} bytes): {error}") from None
     if not model.graph.node:
         raise BuildError(f"{where} isn't an ONNX file, or it is cut short: it holds no graph ({len(content):,} bytes)")
-    try:
-        onnx.external_data_helper.load_external_data_for_model(model, os.fspath(Path(path).resolve().parent))
-    except Exception as error:
-        raise BuildError(
-            f"the weights of {where} lie in another file, which can't be read: {error}. "
-            "Put that file beside it, under the name it had"
-        ) from None
+    del content  # another copy of every weight
+    load_external(model, path)
     return model
 
 
@@ -140,7 +148,7 @@ def read_export(model: Any, *, rule: PositionRule | None = None) -> Export:
     ImportError
         Without the onnx package.
     """
-    onnx = onnx_module()
+    onnx = require_onnx()
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     _refuse_known(model)
@@ -274,9 +282,17 @@ def _read(model: Any, graph: Graph, rule: PositionRule | None) -> Export:
     channels_last = shape[1] != 3
     size = (shape[1], shape[2]) if channels_last else (shape[2], shape[3])
     taps = tuple(_tap(graph, model, match) for _, match in chain)
-    kept = graph.value(patch.inputs[1])
-    half = kept is not None and kept.dtype == np.float16
+    half = _computes_in_half(model, patch)
     return Export(vit, own_rule, model, image, size, channels_last, scale, shift, taps, half)
+
+
+def _computes_in_half(model: Any, patch: Node) -> bool:
+    """Whether the patch embedding takes its kernel in half precision, rather than widened by a Cast."""
+    raw = next(node for node in model.graph.node if patch.outputs[0] in node.output)
+    half = require_onnx().TensorProto.FLOAT16
+    constants = {t.name: t.data_type for t in model.graph.initializer}
+    constants |= {n.output[0]: a.t.data_type for n in model.graph.node for a in n.attribute if a.name == "value"}
+    return constants.get(raw.input[1]) == half
 
 
 def _tap(graph: Graph, model: Any, match: AttentionMatch) -> tuple[Tap, Tap, Tap]:
@@ -325,11 +341,7 @@ def _patch_embedding(graph: Graph) -> tuple[Node, Linear, str, Array, Array]:
         advice = "Export it with a batch of one, or with dynamic axes"
         raise _unrecognised(part, "expected one image at a time", f"found the shape {shape} behind {node}", advice)
     full_bias = np.broadcast_to(bias.reshape(-1), (len(weight),))
-    return node, Linear(_float32(weight), _float32(full_bias)), image, scale, shift
-
-
-def _float32(value: Array) -> Array:
-    return np.ascontiguousarray(value, dtype=np.float32)
+    return node, Linear(float32(weight), float32(full_bias)), image, scale, shift
 
 
 def _image_of(graph: Graph, tensor: str) -> tuple[str, Array, Array]:
@@ -441,7 +453,7 @@ def _tokens(graph: Graph, state: str, patch: Node, *, trusted: bool) -> tuple[Ar
         dark[node.outputs[0]] = np.zeros(made, np.float32)
     numbers = np.broadcast_to(np.arange(1, count + 1, dtype=np.float32).reshape(1, 1, rows, columns), grid)
     try:
-        constant = _float32(graph.evaluate(state, dark)).reshape(shape[1:])
+        constant = float32(graph.evaluate(state, dark)).reshape(shape[1:])
         for name in dark:
             order = graph.evaluate(state, {**dark, name: numbers}).reshape(shape[1:]) - constant.astype(np.float64)
             wanted = np.concatenate([np.zeros(shape[1] - count), np.arange(1, count + 1)])
@@ -496,7 +508,7 @@ def _resized_table(
         raise _unrecognised(part, str(error)) from None
     if table is None or table.ndim != 4 or table.shape[0] != 1:
         raise _unrecognised(part, f"expected a constant (1, channels, rows, columns) in front of {node}")
-    positions = _float32(table[0].transpose(1, 2, 0))
+    positions = float32(table[0].transpose(1, 2, 0))
     mode = node.attributes.get("mode", "nearest")
     centres = node.attributes.get("coordinate_transformation_mode", "half_pixel")
     antialias = bool(node.attributes.get("antialias", 0))
@@ -638,16 +650,21 @@ def compare_with_export(export: Export, ours: Any, *, blocks: Sequence[int] = (-
     vit = export.vit
     numbers = [block % len(vit.blocks) for block in blocks]
     size = vit.patch_size
-    failure: Exception | None = None
     native = (export.size[0] // size, export.size[1] // size)
-    for grid in ((9, 13), native):
+    # The text of an error only: the error itself would keep the session, and so a copy of every weight, alive.
+    failure, session, session_is_free = "", None, False
+    for grid, free in (((9, 13), True), (native, True), (native, False)):
         image = np.random.default_rng(0).normal(size=(1, 3, grid[0] * size, grid[1] * size)).astype(np.float32)
         try:
-            expected = _run_export(export, image, numbers, free=grid != native)
+            if session is None or session_is_free != free:
+                session = None  # before there is another
+                session, session_is_free = _tapped_session(export, numbers, free=free), free
+            expected = _run_export(export, session, image, numbers)
         except Exception as error:
             # ONNX Runtime has no common class for what it raises; most exports run at one size only.
-            failure = error
+            failure = str(error)
             continue
+        session = None
         # The table as the export resizes it, even if another rule was asked for.
         rule = export.rule or vit.rule
         table = resize_positions(vit.positions, grid, rule=rule).reshape(-1, vit.embed_dim)
@@ -665,27 +682,40 @@ def compare_with_export(export: Export, ours: Any, *, blocks: Sequence[int] = (-
     raise BuildError(f"the export can't be run, not even at {export.size[0]} x {export.size[1]} pixels: {failure}")
 
 
-def _run_export(export: Export, image: Array, numbers: Sequence[int], *, free: bool) -> list[Array]:
+def _taps(export: Export, numbers: Sequence[int]) -> list[Tap]:
+    return [tap for number in numbers for tap in export.taps[number]]
+
+
+def _tapped_session(export: Export, numbers: Sequence[int], *, free: bool) -> Any:
+    """Make the export give what is tapped; ``free``: at any size, as many do that declare only one."""
+    graph = export.model.graph
+    # Changed for as long as it is read, and not copied: most of it is weights.
+    kept = [[copy.deepcopy(value) for value in values] for values in (graph.input, graph.output)]
+    try:
+        del graph.output[:]
+        for name in dict.fromkeys(tap.tensor for tap in _taps(export, numbers)):
+            graph.output.add(name=name)
+        if free:
+            value = next(v for v in graph.input if v.name == export.image)
+            for axis in (1, 2) if export.channels_last else (2, 3):
+                value.type.tensor_type.shape.dim[axis].dim_param = f"size_{axis}"
+        return _session(export.model)
+    finally:
+        for values, before in zip((graph.input, graph.output), kept, strict=True):
+            del values[:]
+            values.extend(before)
+
+
+def _run_export(export: Export, session: Any, image: Array, numbers: Sequence[int]) -> list[Array]:
     """Queries, keys and values (patches, D) of some blocks of the export, for a normalised (1, 3, H, W) image."""
-    onnx = onnx_module()
-    tapped = onnx.ModelProto()
-    tapped.CopyFrom(export.model)
-    del tapped.graph.output[:]
-    taps = [tap for number in numbers for tap in export.taps[number]]
-    for name in dict.fromkeys(tap.tensor for tap in taps):
-        tapped.graph.output.add(name=name)
-    value = next(v for v in tapped.graph.input if v.name == export.image)
-    if free:
-        # Many exports declare one size but compute with the size they get.
-        for axis in (1, 2) if export.channels_last else (2, 3):
-            value.type.tensor_type.shape.dim[axis].dim_param = f"size_{axis}"
     pixels = (image.astype(np.float64) - export.pixel_shift[:, None, None]) / export.pixel_scale[:, None, None]
     if export.channels_last:
         pixels = pixels.transpose(0, 2, 3, 1)
-    kind = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-    feed: dict[str, Array] = {export.image: pixels.astype(kind)}
+    value = next(v for v in export.model.graph.input if v.name == export.image)
+    kind = require_onnx().helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    taps = _taps(export, numbers)
     names = list(dict.fromkeys(tap.tensor for tap in taps))
-    values = dict(zip(names, _session(tapped).run(names, feed), strict=True))
+    values = dict(zip(names, session.run(names, {export.image: pixels.astype(kind)}), strict=True))
     patches = image.shape[2] // export.vit.patch_size * (image.shape[3] // export.vit.patch_size)
     out = []
     for tap in taps:
@@ -707,4 +737,6 @@ def _session(model: Any) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = available_cpus(), 1
     options.log_severity_level = 4
+    # It runs once: weights in another order for speed would only be another copy.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

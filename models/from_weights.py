@@ -26,6 +26,7 @@ from .vit import (
     Rest,
     UnrecognisedModelError,
     Vit,
+    float32,
 )
 
 __all__ = ["load_config", "load_tensors", "read_weights"]
@@ -207,7 +208,7 @@ def read_weights(
     epsilon = _epsilon(parts, config)
     activation = _activation(parts, config)
     return Vit(
-        patch=Linear(_float32(patch), _float32(parts.outside["patch.bias"])),
+        patch=Linear(float32(patch), float32(parts.outside["patch.bias"])),
         prefix=prefix,
         positions=positions,
         rule=_family_rule(parts) if rule is None else rule,
@@ -444,7 +445,7 @@ def _tokens(parts: _Parts, width: int, said: tuple[int, int] | None) -> tuple[Ar
         grid = said if said and said[0] * said[1] == left else (math.isqrt(left),) * 2 if _is_square(left) else None
         if grid:
             front[:extra] += table[:extra]
-            return _float32(front), _float32(table[extra:].reshape(*grid, width))
+            return float32(front), float32(table[extra:].reshape(*grid, width))
     counts = " nor ".join(str(rows - extra) for extra in dict.fromkeys(choices))
     raise BuildError(
         f"{name} has {rows} positions, and neither {counts} patches make a square: a config.json with the image size "
@@ -533,17 +534,13 @@ def _triple(
 # Weights
 
 
-def _float32(tensor: Array) -> Array:
-    return np.ascontiguousarray(tensor, np.float32)
-
-
 def _block(block: Mapping[str, Array], epsilon: float, activation: str) -> Block:
     def norm(name: str) -> Norm:
-        return Norm(_float32(block[f"{name}.weight"]), _float32(block[f"{name}.bias"]), epsilon)
+        return Norm(float32(block[f"{name}.weight"]), float32(block[f"{name}.bias"]), epsilon)
 
     def linear(name: str, scale: str | None = None) -> Linear:
-        weight = _float32(block[f"{name}.weight"].T)
-        bias = _float32(block.get(f"{name}.bias", np.zeros(weight.shape[1])))
+        weight = float32(block[f"{name}.weight"].T)
+        bias = float32(block.get(f"{name}.bias", np.zeros(weight.shape[1])))
         # What follows the layer times its scale is the layer with all its outputs scaled.
         factor = block.get(scale or "", np.ones(1)).astype(np.float32)
         return Linear(weight * factor, bias * factor)
@@ -551,7 +548,7 @@ def _block(block: Mapping[str, Array], epsilon: float, activation: str) -> Block
     if "qkv.weight" in block:
         qkv = linear("qkv")
         weights, biases = np.split(qkv.weight, 3, axis=1), np.split(qkv.bias, 3)
-        query, key, value = (Linear(_float32(w), b) for w, b in zip(weights, biases, strict=True))
+        query, key, value = (Linear(float32(w), b) for w, b in zip(weights, biases, strict=True))
     else:
         query, key, value = (linear(name) for name in ("query", "key", "value"))
     if "gate.weight" in block:

@@ -18,30 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._onnx_package import require_onnx
 from .metadata import PRECISIONS, describe
 from .vit import Array, Attention, BuildError, FeedForward, Linear, Norm, Vit
 
-__all__ = ["chosen_blocks", "require_onnx", "write_graph"]
+__all__ = ["chosen_blocks", "write_graph"]
 
 _LARGEST_FILE = 2**31 - 2**20  # protobuf's limit, with room for the nodes and the table
 _MICROSOFT = "com.microsoft"
-
-
-def require_onnx() -> Any:
-    """Import the onnx package.
-
-    Raises
-    ------
-    ImportError
-        When it is missing; the message names the extra.
-    """
-    try:
-        import onnx
-    except ImportError as error:
-        raise ImportError(
-            "building a model needs the onnx package: pip install 'sparsespec[build]' (or pip install onnx)"
-        ) from error
-    return onnx
 
 
 def chosen_blocks(blocks: Sequence[int], count: int) -> tuple[int, ...]:

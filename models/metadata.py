@@ -32,8 +32,12 @@ FORMAT = "sparsespec-vit"
 FORMAT_VERSION = 2
 _READABLE = ("1", "2")
 PRECISIONS = ("float32", "float16", "int8")
+"""How the weights of the blocks are kept; the first where nobody says."""
 PREFIX = "sparsespec."
 """Every key of ours in ``metadata_props`` starts with this."""
+
+# Entries of the position table and what stands in front of it: 128 x 128 patches of 4,096 channels.
+_LARGEST_TABLE = 2**26
 
 # Field numbers and wire types of onnx.proto: ModelProto.graph = 7, ModelProto.metadata_props = 14,
 # StringStringEntryProto.key = 1 and .value = 2, all length-delimited.
@@ -232,12 +236,12 @@ def read_metadata_props(path: str | os.PathLike[str]) -> dict[str, str]:
     with open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         try:
-            for field, start, length in _fields(stream, 0, size):
+            for field, start, length in protobuf_fields(stream, 0, size):
                 if field == _GRAPH:
                     has_graph = True
                 elif field == _METADATA_PROPS:
                     entry = {}
-                    for sub, sub_start, sub_length in _fields(stream, start, start + length):
+                    for sub, sub_start, sub_length in protobuf_fields(stream, start, start + length):
                         if sub in (_KEY, _VALUE):
                             stream.seek(sub_start)
                             entry[sub] = stream.read(sub_length).decode("utf-8")
@@ -390,6 +394,8 @@ class _Entries:
         return found[0], found[1]
 
     def table(self, key: str, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        if math.prod(shape) > _LARGEST_TABLE:
+            raise self.bad(key, f"which is said to be of {' x '.join(map(str, shape))} numbers")
         try:
             table = decode_table(self.text(key), shape)
         except (ValueError, zlib.error) as error:
@@ -419,8 +425,26 @@ class _Entries:
             return math.nan
 
 
-def _fields(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (field number, start, length) of every length-delimited field between two offsets, without reading them."""
+def protobuf_fields(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Step through a protobuf message without reading what is in it.
+
+    Parameters
+    ----------
+    stream : binary file
+        May be moved between two steps.
+    start, end : int
+        Offsets of the message.
+
+    Yields
+    ------
+    (int, int, int)
+        Number, start and length of every length-delimited field.
+
+    Raises
+    ------
+    ValueError
+        When the message isn't one, or is cut short.
+    """
     position = start
     while position < end:
         stream.seek(position)

@@ -16,6 +16,7 @@ from typing import Any
 from . import hub
 from .metadata import read_trunk_metadata
 from .registry import ModelInfo, SourceFile, get_model, list_models
+from .sources import deciding_files
 from .store import ChecksumError, Store, StoreError, disk_is_full, file_sha256, source_key
 
 _LOG = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def pull(
         else:
             weights, entries, temporary = _download(info, store, offline, endpoint, force)
         _LOG.info("building %s from %s", path, weights)
-        _build(weights, path, store, info=info, sources=[key for key, _ in entries])
+        _build(weights, path, store, info=info, origin=_origin(info, entries), sources=[key for key, _ in entries])
         for key, entry_of_file in entries:
             store.record_source(key, entry_of_file)
         if not keep_download:
@@ -111,7 +112,7 @@ def pull(
 
 
 @contextmanager
-def published(name: str) -> Iterator[Path]:
+def published(name: str) -> Iterator[tuple[Path, str]]:
     """Get the published files of a model for as long as the block runs.
 
     They are checked, recorded and deleted as by :func:`pull`.
@@ -123,8 +124,10 @@ def published(name: str) -> Iterator[Path]:
 
     Yields
     ------
-    pathlib.Path
+    path : pathlib.Path
         The file of weights, with what belongs to it beside it.
+    origin : str
+        Where it comes from: repository, commit and file.
 
     Raises
     ------
@@ -136,7 +139,7 @@ def published(name: str) -> Iterator[Path]:
     store = Store()
     with store.exclusive(info.family):
         weights, entries, temporary = _download(info, store, None, None, False)
-        yield weights
+        yield weights, _origin(info, entries)
         for key, entry in entries:
             store.record_source(key, entry)
         for file in temporary:
@@ -144,7 +147,7 @@ def published(name: str) -> Iterator[Path]:
 
 
 def adopt(source: str | os.PathLike[str]) -> Path:
-    """Build a foreign file into the store, once for each content.
+    """Build a foreign file into the store, once for each content of it and of what lies beside it and belongs to it.
 
     Parameters
     ----------
@@ -162,6 +165,8 @@ def adopt(source: str | os.PathLike[str]) -> Path:
         When nothing can be built from the file.
     sparsespec.models.store.StoreError
         When the store can't be used.
+    ImportError
+        Without a package that the build needs.
     """
     given = Path(source)
     key = _content(given)
@@ -173,7 +178,7 @@ def adopt(source: str | os.PathLike[str]) -> Path:
         with store.exclusive(key):
             if not path.is_file():
                 _LOG.info("%s is built into %s now, once", given, path)
-                _build(given, path, store, info=None, sources=[])
+                _build(given, path, store)
     return store.check_model(file)
 
 
@@ -183,11 +188,8 @@ _contents: dict[Any, str] = {}
 
 def _content(path: Path) -> str:
     """SHA-256 of a file, together with those beside it that a build reads."""
-    beside = [path.with_name(path.name + "_data"), path.with_name(path.name + ".data")]
-    if path.suffix != ".onnx":
-        beside = [path.with_name("config.json")]
-    files = [path, *(other for other in beside if other.is_file())]
-    seen: Any = (os.path.abspath(path), *((f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+    files = deciding_files(path)
+    seen: Any = tuple((os.path.abspath(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)
     if seen not in _contents:
         parts = [file_sha256(file) for file in files]
         _contents[seen] = parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
@@ -288,19 +290,33 @@ def _by_hand(info: ModelInfo, store: Store, revision: str) -> str:
     )
 
 
-def _build(source: Path, path: Path, store: Store, *, info: ModelInfo | None, sources: list[str]) -> None:
-    """Build a file into the store and record it."""
+def _origin(info: ModelInfo, entries: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """Say where weights come from: which commit, as far as it is known."""
+    commit = entries[0][1]["commit"]
+    return f"{info.repository}@{info.revision if commit == 'unknown' else commit}, {info.files[0].name}"
+
+
+def _build(
+    source: Path,
+    path: Path,
+    store: Store,
+    *,
+    info: ModelInfo | None = None,
+    origin: str | None = None,
+    sources: Sequence[str] = (),
+) -> None:
+    """Build a file into the store and record it; without ``info`` a foreign one."""
     from .build import build_model
 
     options: dict[str, Any] = {"precision": "float32"}
     if info is not None:
-        options = {"precision": info.precision, "name": info.name, "rule": info.rule}
+        options = {"precision": info.precision, "name": info.name, "rule": info.rule, "origin": origin}
     temporary = path.with_name(f"tmp-{secrets.token_hex(8)}.onnx")
     try:
         build_model(source, temporary, **options)
         if info is not None:
             _check_architecture(temporary, info, source)
-        known = {"sources": sources} if info is None else {"sources": sources, "name": info.name}
+        known = {"sources": list(sources)} | ({} if info is None else {"name": info.name})
         store.keep_model(path.name, temporary, known)
     except OSError as error:
         if disk_is_full(error) or isinstance(error, PermissionError):
@@ -313,14 +329,12 @@ def _build(source: Path, path: Path, store: Store, *, info: ModelInfo | None, so
 
 def _check_architecture(path: Path, info: ModelInfo, source: Path) -> None:
     found = read_trunk_metadata(path)
-    # The class token and the registers stand in front of the patches; version 1 of the format has no registers.
-    prefix = getattr(found, "prefix", None)
     facts = {
         "patch size": (found.patch_size, info.patch_size),
         "channels": (found.embed_dim, info.dim),
         "heads": (found.heads, info.heads),
         "blocks": (found.blocks, info.blocks),
-        "register tokens": (0 if prefix is None else len(prefix) - 1, info.registers),
+        "register tokens": (len(found.prefix) - 1, info.registers),
     }
     wrong = [f"{what} {is_}, expected {must}" for what, (is_, must) in facts.items() if is_ != must]
     if wrong:

@@ -9,16 +9,12 @@ from pathlib import Path
 
 from sparsespec.position_table import PositionRule
 
-from .metadata import PREFIX, ModelFormatError, read_metadata_props, read_trunk_metadata
+from .metadata import PRECISIONS, PREFIX, ModelFormatError, read_metadata_props, read_trunk_metadata
 
 _FOLDER = Path(__file__).resolve().parent
 
-PRECISIONS = ("float32", "float16", "int8")
-"""What a model is built in; the first one where its name says nothing."""
 FOREIGN_SUFFIXES = (".onnx", ".safetensors")
 """Files that are built on first use when their path is given in place of a name."""
-# Not among them: reading these needs PyTorch, which is no requirement of any extra.
-_PYTORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
 
 class UnknownModelError(ValueError):
@@ -357,6 +353,7 @@ def _find(name: str) -> ModelInfo | None:
             return model
     for model in _MODELS:
         for precision in PRECISIONS:
+            # Where the name says nothing, it is the first of them.
             if not model.embedded and plain == f"{model.name}-{precision}":
                 full = model.name if precision == "float32" else plain
                 return replace(model, name=full, precision=precision, file=f"{model.name}-{precision}.onnx")
@@ -422,7 +419,9 @@ def resolve(model: str | os.PathLike[str]) -> Path:
     try:
         read_trunk_metadata(path)
     except ModelFormatError as error:
-        if path.suffix.lower() not in _PYTORCH_SUFFIXES:
+        from ._tensors import PYTORCH_SUFFIXES
+
+        if path.suffix.lower() not in PYTORCH_SUFFIXES:
             raise
         raise ModelFormatError(
             f"{os.fspath(model)!r} can't be run as it is: build a model from it with 'sparsespec models build "

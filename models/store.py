@@ -18,13 +18,14 @@ import json
 import logging
 import os
 import re
-import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from sparsespec._atomic import write_atomic
 
 _LOG = logging.getLogger(__name__)
 
@@ -90,20 +91,25 @@ def _absolute(text: str | None) -> Path | None:
     return Path(text) if text and Path(text).is_absolute() else None
 
 
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Compute the SHA-256 of a file, 64 hexadecimal digits.
+def file_sha256(*paths: str | os.PathLike[str]) -> str:
+    """Compute the SHA-256 of a file, or of several one after the other.
 
     Parameters
     ----------
-    path : path
-        The file.
+    *paths : path
+        The files.
 
     Returns
     -------
     str
+        64 hexadecimal digits.
     """
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as stream:
+            # It goes on with the digest it gets, where it would make one of a name.
+            hashlib.file_digest(stream, lambda: digest)
+    return digest.hexdigest()
 
 
 def disk_is_full(error: BaseException) -> bool:
@@ -275,16 +281,9 @@ class Store:
             record = self.read_record()
             change(record)
             content = json.dumps({"version": LOCK_VERSION, **record}, indent=2, sort_keys=True) + "\n"
-            temporary = self.lock_file.with_name(f".models.lock.{secrets.token_hex(8)}.tmp")
             try:
-                with open(temporary, "w", encoding="utf-8") as stream:
-                    stream.write(content)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                os.replace(temporary, self.lock_file)
+                write_atomic(self.lock_file, content.encode())
             except OSError as error:
-                with suppress(OSError):
-                    temporary.unlink(missing_ok=True)
                 raise self.unwritable(self.lock_file, error) from error
 
     def record_source(self, key: str, entry: dict[str, Any]) -> None:

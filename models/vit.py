@@ -21,6 +21,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 """What DINO and DINOv2 normalise RGB in [0, 1] with."""
 
 
+def float32(values: Array) -> Array:
+    """Weights as a :class:`Vit` holds them: float32, in C order, not copied where they are."""
+    return np.ascontiguousarray(values, dtype=np.float32)
+
+
 class BuildError(RuntimeError):
     """A model can't be built from what was given."""
 
@@ -39,7 +44,7 @@ class Linear:
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """Layer normalisation over the channels."""
+    """Layer normalisation over the channels: weight (D,) and bias (D,) float32, ``epsilon`` added to the variance."""
 
     weight: Array
     bias: Array

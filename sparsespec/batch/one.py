@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sparsespec._atomic import temporary_beside
 from sparsespec._mapped import release
 from sparsespec.batch.outputs import OutputFolder
 from sparsespec.batch.record import Row, jsonable
-from sparsespec.formats._atomic import temporary_beside
 from sparsespec.formats.coco import instance_annotations
 from sparsespec.formats.labels import write_label_png
 from sparsespec.formats.overlay import (

@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from sparsespec._atomic import TEMPORARY_PATTERN
 from sparsespec.batch.record import RECORD_NAME, is_record
-from sparsespec.formats._atomic import TEMPORARY_PATTERN
 
 __all__ = ["OutputFolder", "OutputsError", "output_names"]
 

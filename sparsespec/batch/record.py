@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 import sparsespec
+from sparsespec._atomic import write_atomic
 from sparsespec._threads import available_cpus
-from sparsespec.formats._atomic import write_atomic
 
 __all__ = ["RECORD_NAME", "BatchResult", "Row", "is_record", "jsonable", "machine", "write_record"]
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sparsespec._atomic import AtomicFile
 from sparsespec._mapped import bands
-from sparsespec.formats._atomic import AtomicFile
 
 __all__ = ["CATEGORY_ID", "CocoWriter", "decode_rle", "encode_rle", "instance_annotations"]
 

@@ -10,8 +10,8 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from sparsespec._atomic import AtomicFile
 from sparsespec._mapped import bands
-from sparsespec.formats._atomic import AtomicFile
 
 __all__ = ["MAX_LABEL", "label_range", "write_label_png"]
 

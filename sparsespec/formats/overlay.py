@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sparsespec._atomic import write_atomic
 from sparsespec._mapped import bands, release
-from sparsespec.formats._atomic import write_atomic
 from sparsespec.formats.labels import label_range
 
 if TYPE_CHECKING:

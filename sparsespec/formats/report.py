@@ -12,7 +12,7 @@ from html import escape
 from typing import IO
 from urllib.parse import quote
 
-from sparsespec.formats._atomic import AtomicFile
+from sparsespec._atomic import AtomicFile
 
 __all__ = ["ReportCard", "ReportWriter", "readable_duration", "readable_name"]
 

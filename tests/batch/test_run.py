@@ -15,10 +15,10 @@ import tifffile
 from PIL import Image
 
 import sparsespec
+from sparsespec._atomic import TEMPORARY_PATTERN
 from sparsespec.batch import BatchResult, OutputsError, Row, find_inputs, run_batch
 from sparsespec.batch.record import jsonable
 from sparsespec.formats import decode_rle
-from sparsespec.formats._atomic import TEMPORARY_PATTERN
 
 Photo = Callable[..., Path]
 Segmenter = Callable[..., Any]

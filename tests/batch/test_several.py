@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sparsespec._atomic import TEMPORARY_PATTERN
 from sparsespec.batch import BatchResult, find_inputs, run_batch
 from sparsespec.batch.several import Room
-from sparsespec.formats._atomic import TEMPORARY_PATTERN
 
 Photo = Callable[..., Path]
 Segmenter = Callable[[np.ndarray], Any]

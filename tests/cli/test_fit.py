@@ -277,7 +277,7 @@ def test_a_full_disk_leaves_the_old_file(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sparsespec.formats._atomic.os.fsync", full)
+    monkeypatch.setattr("sparsespec._atomic.os.fsync", full)
     result = invoke("fit", "--input", folder, "--output", target, "--overwrite")
     assert result.exit_code == 1
     assert f"sparsespec: cannot write {target}: No space left on device" in result.stderr

@@ -165,13 +165,13 @@ class HubServer:
         if handler.command == "HEAD":
             return
         stop = fault[1] if fault and fault[0] in ("cut", "pause") else len(body)
+        request.sent = len(body[:stop])  # first: who has read the last byte may ask for it
         handler.wfile.write(body[:stop])
         handler.wfile.flush()
-        request.sent = len(body[:stop])
         if fault and fault[0] == "cut":
             handler.close_connection = True
             handler.connection.close()
         elif fault and fault[0] == "pause":
             time.sleep(fault[2])
-            handler.wfile.write(body[stop:])
             request.sent = len(body)
+            handler.wfile.write(body[stop:])

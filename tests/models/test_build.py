@@ -20,6 +20,7 @@ from sparsespec.models.vit import BuildError
 from sparsespec.position_table import PositionRule
 from tests import tiny_models
 from tests.models import exports
+from tests.models.test_from_onnx import half_throughout
 from tests.reference.vit import forward
 from tests.tiny_vit import random_vit
 
@@ -250,6 +251,21 @@ def test_graph_that_computes_something_else(difference: float, tmp_path: Path, m
         build_model(_export(tmp_path, "vit-old17"), tmp_path / "out.onnx", precision="int8", blocks=(0, 1))
     assert seen == [(2, (0, 1), 6)]
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_export_that_computes_in_half_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsespec.models import from_onnx
+
+    path = tmp_path / "half.onnx"
+    onnx.save(half_throughout(exports.load("timm-old17")), path)
+    built = write_model(read_source(path), tmp_path / "out.onnx", blocks=(0, 1))
+    assert built.difference is not None
+    # More than a float32 export may differ by: what it gives is rounded.
+    assert 1e-4 < built.difference < 1e-2
+    monkeypatch.setattr(from_onnx, "compare_with_export", lambda *_, **__: 1.5e-2)
+    with pytest.raises(BuildError, match=r"by 0\.015 of the largest entry, allowed is 1e-02"):
+        write_model(read_source(path), tmp_path / "other.onnx")
+    assert not (tmp_path / "other.onnx").exists()
 
 
 def test_export_of_another_network(tmp_path: Path) -> None:

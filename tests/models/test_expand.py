@@ -143,6 +143,20 @@ def test_weight_that_is_missing_or_of_another_shape(name: str) -> None:
         expanded(model.SerializeToString(), "float32")
 
 
+def test_weights_that_can_not_be_read() -> None:
+    model = onnx.load_from_string(_written("float32"))
+    matrix = next(t for t in model.graph.initializer if t.name == "block.0.qkv.weight")
+    matrix.dims[0] = 2**40
+    with pytest.raises(ModelFormatError, match=r"'the model given' is damaged: the weight 'block\.0\.qkv\.weight'"):
+        expanded(model.SerializeToString(), "float16")
+    # Content in memory has no folder: a name in it would be looked for wherever the program happens to run.
+    matrix.dims[0] = 16
+    matrix.data_location = matrix.EXTERNAL
+    matrix.external_data.add(key="location", value="setup.cfg")
+    with pytest.raises(ModelFormatError, match="lies in another file"):
+        expanded(model.SerializeToString(), "float16")
+
+
 def test_without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ImportError, match=r"sparsespec\[build\]"):

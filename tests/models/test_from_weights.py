@@ -457,7 +457,9 @@ def test_index_that_points_elsewhere(tmp_path: Path, name: str) -> None:
         load_tensors(tmp_path / "m.index.json")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', "[" * 200_000, '{"a":' * 200_000]
+)
 def test_bad_index(tmp_path: Path, content: str) -> None:
     (tmp_path / "m.index.json").write_text(content)
     with pytest.raises(BuildError, match=r"m\.index\.json"):
@@ -478,6 +480,28 @@ def test_truncated_and_foreign_files(tmp_path: Path) -> None:
     write_safetensors(path, {})
     with pytest.raises(BuildError, match="holds no tensors"):
         load_tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "size"),
+    [
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 2**40]}}, None),
+        ({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 8]}}, None),
+        ({"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 8]}}, None),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}, None),
+        ({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, None),
+        ({"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 8]}}, None),
+        ({n: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for n in "ab"}, None),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, 2**63),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, 2**31),
+        (["a"], None),
+    ],
+)
+def test_header_that_lies(tmp_path: Path, header: Any, size: int | None) -> None:
+    text = json.dumps(header).encode()
+    (tmp_path / "m.safetensors").write_bytes((size or len(text)).to_bytes(8, "little") + text + bytes(8))
+    with pytest.raises(BuildError, match=r"m\.safetensors can't be read as safetensors"):
+        load_tensors(tmp_path / "m.safetensors")
 
 
 @pytest.mark.parametrize("name", ["m.safetensors", "m.pth"])

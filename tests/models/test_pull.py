@@ -50,6 +50,7 @@ def test_a_pull(server: HubServer, commit: str, home: Path, builds: list[dict[st
         "precision": "float32",
         "name": NAME,
         "rule": get_model(NAME).rule,
+        "origin": f"{REPOSITORY}@{commit}, {FILE}",
     }
     # The download is gone, its record stays.
     assert _files(home) == ["locks/dino-vits16.lock", "locks/models.lock.lock", "models.lock", f"models/{path.name}"]
@@ -277,7 +278,7 @@ def test_a_name_built_to_order(tiny: str, home: Path, tmp_path: Path) -> None:
     path = building.build_model(f"{tiny}-int8", tmp_path / "out.onnx", precision="float16", blocks=(0, 1))
     metadata = read_trunk_metadata(path)
     assert (metadata.name, metadata.precision, metadata.output_blocks) == ("tiny-float16", "float16", (0, 1))
-    assert metadata.source == "someone/tiny, model.safetensors"
+    assert metadata.source == f"someone/tiny@{get_model(tiny).revision}, model.safetensors"
     assert metadata.rule == PositionRule(antialias=True)
     # Checked and recorded as by a pull, but nothing is kept.
     record = json.loads((home / "models.lock").read_bytes())
@@ -285,6 +286,12 @@ def test_a_name_built_to_order(tiny: str, home: Path, tmp_path: Path) -> None:
     assert record["models"] == {}
     assert not list(home.rglob("*.safetensors"))
     assert read_trunk_metadata(resolve(tiny)).source_sha256 == metadata.source_sha256
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_pulled_or_built_by_name_it_is_the_same_file(tiny: str, home: Path, tmp_path: Path, precision: str) -> None:
+    built = building.build_model(tiny, tmp_path / "out.onnx", precision=precision)
+    assert pull(tiny, precision=precision).read_bytes() == built.read_bytes()
 
 
 def test_a_published_file_that_is_no_network(

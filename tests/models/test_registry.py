@@ -24,8 +24,11 @@ from sparsespec.models import (
     resolve,
     shipped_directions,
 )
-from sparsespec.models.registry import PRECISIONS, ModelInfo
+from sparsespec.models.metadata import PRECISIONS
+from sparsespec.models.registry import ModelInfo
 from sparsespec.models.store import Store, StoreError
+from sparsespec.models.vit import BuildError
+from tests.models import exports
 from tests.models.conftest import write_trunk
 from tests.models.hub_server import HubServer
 
@@ -260,6 +263,44 @@ def test_weights_are_known_by_their_configuration_too(home: Path, tmp_path: Path
     assert len({first, second, resolve(weights)}) == len(builds) == 3
 
 
+@pytest.mark.parametrize("location", ["export.onnx_data", "some weights.bin"])
+def test_an_export_is_built_for_good_with_what_lies_beside_it(
+    home: Path, tmp_path: Path, location: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The real build, in the layout of the hub: weights in another file, the normalisation in a third."""
+    onnx = pytest.importorskip("onnx", reason="building a model needs the extra 'build'")
+    from sparsespec.backbone import Backbone
+
+    caplog.set_level(logging.INFO, "sparsespec.models")
+    (tmp_path / "hub" / "onnx").mkdir(parents=True)
+    export = tmp_path / "hub" / "onnx" / "model.onnx"
+    onnx.save(exports.load("dinov2_registers-new20"), export, save_as_external_data=True, location=location)
+    path = resolve(export)
+    assert f"{export} is built into {path} now, once" in caplog.text
+    assert path.parent == home / "models"
+    metadata = read_trunk_metadata(path)
+    assert (metadata.patch_size, metadata.blocks, len(metadata.prefix)) == (4, 2, 5)
+    backbone = Backbone(export)
+    features = backbone.features(np.full((16, 16, 3), 0.5, np.float32), long_side=16)
+    assert features.keys.shape == (16, 16)
+    assert np.isfinite(features.keys).all()
+
+    caplog.clear()
+    assert resolve(export) == path
+    assert caplog.text == ""
+    (tmp_path / "hub" / "preprocessor_config.json").write_text('{"image_mean": [0.25, 0.5, 0.75]}')
+    described = resolve(export)
+    assert described != path
+    assert read_trunk_metadata(described).mean.tolist() == [0.25, 0.5, 0.75]
+    content = bytearray((export.parent / location).read_bytes())
+    content[0] ^= 1  # the last bit of one number
+    (export.parent / location).write_bytes(content)
+    assert resolve(export) not in (path, described)
+    (export.parent / location).unlink()
+    with pytest.raises(BuildError, match="lie in another file"):
+        resolve(export)
+
+
 def test_a_foreign_file_and_no_store(tmp_path: Path, home: Path, builds: list[dict[str, Any]]) -> None:
     home.parent.mkdir(exist_ok=True)
     home.write_text("a file stands in the way")
@@ -295,3 +336,7 @@ def test_import_is_light() -> None:
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert set(models.__all__) <= set(dir(models))
+    for name in models.__all__:
+        assert getattr(models, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nosuch'"):
+        models.nosuch  # noqa: B018

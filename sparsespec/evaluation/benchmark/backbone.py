@@ -101,8 +101,9 @@ def read_network(model: str | None, folder: Path) -> Network:
     InputError
         There is no such model, it can't be read, or the onnx package is missing.
     """
+    from sparsespec.models._onnx_package import require_onnx
     from sparsespec.models.expand import read_graph
-    from sparsespec.models.graph import require_onnx, write_graph
+    from sparsespec.models.graph import write_graph
 
     try:
         onnx = require_onnx()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsespec.formats._atomic import AtomicFile, write_atomic
+from sparsespec._atomic import AtomicFile, write_atomic
 
 
 def test_content_arrives_and_nothing_else_stays(tmp_path: Path) -> None:
