@@ -135,7 +135,7 @@ def build_command(
         {
             "compared": "with nothing: weights alone can't be run"
             if built.difference is None
-            else f"with the export: largest difference {built.difference:.1e} of the largest entry",
+            else f"in float32 with the export: largest difference {built.difference:.1e} of the largest entry",
             "written": f"{click.format_filename(output)}, {built.size_bytes / 1e6:.1f} MB, {precision}",
             "name": built.name,
             "features": f"queries, keys and values of block{'s' if len(built.blocks) > 1 else ''} {given}",

@@ -238,5 +238,7 @@ def remove_command(ctx: click.Context, name: str, forget: bool) -> None:
 
     with model_failures(ctx):
         gone = remove(name, forget=forget)
+    if not gone:
+        click.echo(f"{name} isn't installed: there was nothing to delete", err=True)
     for path in gone:
         click.echo(click.format_filename(path))

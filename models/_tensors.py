@@ -200,7 +200,9 @@ def _safetensors(path: Path) -> dict[str, Array]:
     try:
         import safetensors
     except ImportError as error:
-        raise ImportError("reading .safetensors needs a package: pip install 'sparsespec[build]'") from error
+        raise ImportError(
+            "reading .safetensors needs the package safetensors: pip install 'sparsespec[build]'"
+        ) from error
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             return {name: _safetensor(path, file, name) for name in file.keys()}  # noqa: SIM118
@@ -261,7 +263,8 @@ def _pytorch(path: Path) -> dict[str, Array]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     # A damaged pickle can end in any exception.
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
+        # Its first sentence: what follows may be the advice to have the file's code executed.
+        reason = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".")
         raise BuildError(
             f"{path} can't be read: it is cut off, isn't a PyTorch file, or holds code or objects besides tensors, "
             f"which are not executed. Save its state dict alone, best as .safetensors. PyTorch says: {reason}"

@@ -328,7 +328,7 @@ def _patch_embedding(graph: Graph) -> tuple[Node, Linear, str, Array, Array]:
         raise _unrecognised(
             part,
             "expected one convolution whose stride is its kernel on the image input (3 channels, square patches)",
-            f"found {len(found)} of {len(convolutions)}",
+            f"found {len(found) or 'none'} like that among {len(convolutions)} convolutions",
         )
     node, image, scale, shift = found[0]
     try:
@@ -413,13 +413,13 @@ def _attentions(graph: Graph, after: set[str]) -> tuple[dict[str, AttentionMatch
 def _first_state(graph: Graph, matches: Mapping[str, AttentionMatch], reasons: Mapping[str, str]) -> str:
     """Find the state that enters the first block: no attention stands in front of it."""
     if not matches:
-        found = f"found {len(reasons)}" if reasons else "found none"
+        found = f"found {len(reasons)} of another kind" if reasons else "found none"
         reason = f"; of the first, {next(iter(reasons.values()))}" if reasons else ""
         raise _unrecognised(
             "the first block",
             "expected attention, Softmax(queries x keys) x values or an operator for it, of three linear layers behind "
             "a layer normalisation",
-            f"{found} of another kind{reason}",
+            f"{found}{reason}",
         )
     behind = graph.depends([m.output for m in matches.values()] + list(reasons))
     for state in matches:

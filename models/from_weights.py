@@ -321,8 +321,8 @@ def _refuse_incomplete(parts: _Parts) -> None:
         norms = any(re.search(r"\.(q_norm|k_norm)\.", name) for name in parts.unknown)
         hint = " (normalised queries and keys aren't supported)" if norms else ""
         raise UnrecognisedModelError(
-            f"{len(parts.unknown)} tensors belong to no part of a vision transformer that is known here{hint}: "
-            f"{_some(parts.unknown)}"
+            f"the state dict holds tensors that belong to no part of a vision transformer known here{hint}: "
+            f"{_some(parts.unknown)}; save it without them"
         )
     gap = next(number for number in range(len(parts.blocks) + 1) if number not in parts.blocks)
     if gap < len(parts.blocks):
@@ -339,7 +339,7 @@ def _refuse_incomplete(parts: _Parts) -> None:
     for number, block in sorted(parts.blocks.items()):
         missing += [_called(parts, name, number) for name in in_block if name not in block]
     if missing:
-        raise BuildError(f"the state dict is incomplete, {len(missing)} tensors are missing: {_some(missing)}")
+        raise BuildError(f"the state dict is incomplete, these tensors are missing: {_some(missing)}")
 
 
 def _wanted_parts(parts: _Parts) -> list[str]:
@@ -383,7 +383,7 @@ def _refuse_wrong_shapes(parts: _Parts, width: int) -> None:
             columns = hidden if part == "fc2" else width
             check(_called(parts, name, number), tensor, (rows, columns) if is_matrix else (rows,))
     if wrong:
-        raise BuildError(f"{len(wrong)} tensors don't fit the width of {width}: {'; '.join(wrong[:3])}")
+        raise BuildError(f"tensors don't fit the width of {width}: {'; '.join(wrong[:3])}")
 
 
 def _is_packed(parts: _Parts, block: Mapping[str, Array]) -> bool:

@@ -66,7 +66,13 @@ class Fetched:
 
 def is_offline() -> bool:
     """Whether ``SPARSESPEC_OFFLINE`` or ``HF_HUB_OFFLINE`` forbids downloads."""
-    return any(os.environ.get(name, "").lower() in _TRUE for name in ("SPARSESPEC_OFFLINE", "HF_HUB_OFFLINE"))
+    return offline_variable() is not None
+
+
+def offline_variable() -> str | None:
+    """Name the variable of the environment that forbids downloads."""
+    names = ("SPARSESPEC_OFFLINE", "HF_HUB_OFFLINE")
+    return next((name for name in names if os.environ.get(name, "").lower() in _TRUE), None)
 
 
 def endpoint_of(endpoint: str | None = None) -> str:

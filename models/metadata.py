@@ -249,9 +249,13 @@ def read_metadata_props(path: str | os.PathLike[str]) -> dict[str, str]:
                         raise ValueError(f"its metadata have two entries {entry.get(_KEY, '')!r}")
                     found[entry.get(_KEY, "")] = entry.get(_VALUE, "")
         except ValueError as error:
-            raise ModelFormatError(f"{os.fspath(path)!r} isn't an ONNX file: {error}") from None
+            raise ModelFormatError(
+                f"{os.fspath(path)!r} isn't an ONNX file, or is cut short: {error}; fetch or export it again"
+            ) from None
     if not has_graph:
-        raise ModelFormatError(f"{os.fspath(path)!r} isn't an ONNX file: it holds no graph")
+        raise ModelFormatError(
+            f"{os.fspath(path)!r} isn't an ONNX file, or is cut short: it holds no graph; fetch or export it again"
+        )
     return found
 
 
@@ -463,7 +467,7 @@ def protobuf_fields(stream: BinaryIO, start: int, end: int) -> Iterator[tuple[in
         else:
             raise ValueError(f"unknown wire type {wire}")
         if position > end:
-            raise ValueError("it ends in the middle of a field, the file is cut short or of another kind")
+            raise ValueError("it ends in the middle of a field")
 
 
 def _varint(stream: BinaryIO) -> int:

@@ -89,7 +89,10 @@ def pull(
     with store.exclusive(info.family):
         if path.is_file() and not force:
             return store.check_model(info.file)  # another process made it meanwhile
-        _LOG.info("model %s isn't in %s yet: it is made now, once", info.name, store.root)
+        if path.is_file():
+            _LOG.info("model %s is made again in %s", info.name, store.root)
+        else:
+            _LOG.info("model %s isn't in %s yet: it is made now, once", info.name, store.root)
         if source is not None:
             given = Path(source)
             if not given.is_file():
@@ -248,8 +251,9 @@ def _download(
         else:
             try:
                 if not may_fetch:
+                    ruled_out_by = hub.offline_variable() or "the option 'offline'"
                     url = hub.file_url(info.repository, revision, file.name, endpoint=endpoint)
-                    raise hub.OfflineError(f"{url} would have to be downloaded, which is ruled out")
+                    raise hub.OfflineError(f"{url} would have to be downloaded, which {ruled_out_by} rules out")
                 _LOG.info("downloading %s of %s to %s", file.name, info.repository, path)
                 store.make_folder(path.parent)
                 there = path.is_file()
@@ -381,8 +385,7 @@ def verify(names: Sequence[str] = ()) -> list[Finding]:
     Parameters
     ----------
     names : sequence of str
-        Models to look at, in every precision that is there; by default all there are, foreign files and kept downloads
-        included.
+        Models to look at; by default all there are, in every precision, foreign files and kept downloads included.
 
     Returns
     -------
@@ -397,6 +400,7 @@ def verify(names: Sequence[str] = ()) -> list[Finding]:
         When the record is damaged.
     """
     wanted = {get_model(name).name for name in names}
+    wanted_files = {get_model(name).file for name in wanted}
     found = []
     for info in list_models():
         if info.embedded and (not wanted or info.name in wanted):
@@ -410,7 +414,7 @@ def verify(names: Sequence[str] = ()) -> list[Finding]:
     for path in sorted(folder.glob("*.onnx")) if folder.is_dir() else []:
         entry = record["models"].get(path.name, {})
         name = str(entry.get("name", path.stem))
-        if path.name.startswith("tmp-") or (wanted and name not in wanted and f"{name}-float32" not in wanted):
+        if path.name.startswith("tmp-") or (wanted and path.name not in wanted_files and name not in wanted):
             continue
         again = f"'sparsespec models pull {name} --force'" if "name" in entry else "delete it, then use it again"
         found.append(_compare(path, name, entry.get("sha256"), again))

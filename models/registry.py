@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sparsespec.position_table import PositionRule
 
-from .metadata import PRECISIONS, PREFIX, read_metadata_props, read_trunk_metadata
+from .metadata import PRECISIONS, PREFIX, ModelFormatError, read_metadata_props, read_trunk_metadata
 
 _FOLDER = Path(__file__).resolve().parent
 
@@ -403,8 +403,11 @@ def resolve(model: str | os.PathLike[str]) -> Path:
                 )
             return info.path
     path = Path(model)
-    if path.is_dir():
-        raise UnknownModelError(f"model {os.fspath(model)!r} is a folder, not a file; {_valid(os.fspath(model))}")
+    if path.is_dir() and os.fspath(model):  # an empty name is no folder
+        raise UnknownModelError(
+            f"model {os.fspath(model)!r} is a folder, not a file: give the .onnx or .safetensors file in it, or build "
+            f"a model from it with 'sparsespec models build {os.fspath(model)} -o OUT.onnx'"
+        )
     if not path.is_file():
         looks_like_path = not isinstance(model, str) or path.suffix in FOREIGN_SUFFIXES or len(path.parts) > 1
         what = "there is no file" if looks_like_path else "unknown model"
@@ -413,7 +416,17 @@ def resolve(model: str | os.PathLike[str]) -> Path:
         from .pull import adopt
 
         return adopt(path)
-    read_trunk_metadata(path)
+    try:
+        read_trunk_metadata(path)
+    except ModelFormatError as error:
+        from ._tensors import PYTORCH_SUFFIXES
+
+        if path.suffix.lower() not in PYTORCH_SUFFIXES:
+            raise
+        raise ModelFormatError(
+            f"{os.fspath(model)!r} can't be run as it is: build a model from it with 'sparsespec models build "
+            f"{os.fspath(model)} -o OUT.onnx'"
+        ) from error
     return path.resolve()
 
 

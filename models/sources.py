@@ -270,7 +270,10 @@ def _read_weights(path: Path, options: _Options) -> Source:
 
     tensors = load_tensors(path)
     files = weight_files(path)
-    vit = read_weights(tensors, config=load_config(path), heads=options.heads, rule=options.rule)
+    try:
+        vit = read_weights(tensors, config=load_config(path), heads=options.heads, rule=options.rule)
+    except BuildError as error:
+        raise type(error)(f"{os.fspath(path)!r}: {error}") from error
     return Source(vit, _name(path.name.split(".")[0]), path.name, file_sha256(*files), tuple(files), None)
 
 

@@ -342,7 +342,10 @@ def test_what_to_copy_where(
 def test_offline(server: HubServer, commit: str, home: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if how != "argument":
         monkeypatch.setenv(how, "1")
-    with pytest.raises(OfflineError, match=r"which is ruled out\.\nWithout network, copy\n  https://"):
+    said = (
+        rf"which {'the option .offline.' if how == 'argument' else how} rules out\.\nWithout network, copy\n  https://"
+    )
+    with pytest.raises(OfflineError, match=said):
         pull(NAME, offline=True if how == "argument" else None)
     assert server.requests == []
     monkeypatch.delenv(how, raising=False)
@@ -482,3 +485,12 @@ def test_the_embedded_model_is_never_pulled(server: HubServer, home: Path) -> No
         pull("default", source="x")
     assert server.requests == []
     assert not home.exists()
+
+
+def test_verify_names_a_file_without_a_record(server: HubServer, commit: str, home: Path) -> None:
+    pull("dino-vits16-int8")
+    (home / "models.lock").unlink()
+    [finding] = verify(["dino-vits16-int8"])
+    assert "isn't in the record yet" in str(finding.problem)
+    assert not finding.failed
+    assert verify(["dino-vits16"]) == []

@@ -187,7 +187,7 @@ def test_path_of_nothing(tmp_path: Path) -> None:
         resolve(tmp_path / "absent.onnx")
     with pytest.raises(UnknownModelError, match=r"there is no file 'absent\.safetensors'"):
         resolve("absent.safetensors")
-    with pytest.raises(UnknownModelError, match="is a folder"):
+    with pytest.raises(UnknownModelError, match=r"is a folder.*'sparsespec models build .* -o OUT\.onnx'"):
         resolve(tmp_path)
 
 
@@ -323,7 +323,7 @@ def test_files_that_are_no_models(tmp_path: Path, home: Path) -> None:
         resolve(write_trunk(tmp_path / "newer.onnx", version=99))
     pickled = tmp_path / "weights.pth"
     pickled.write_bytes(b"\x80\x04.")
-    with pytest.raises(ModelFormatError):
+    with pytest.raises(ModelFormatError, match=r"'sparsespec models build .*weights\.pth -o OUT\.onnx'"):
         resolve(pickled)
     assert not home.exists()
 
