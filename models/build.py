@@ -268,7 +268,7 @@ def network_feed(vit: Vit, image: npt.NDArray[np.float32]) -> dict[str, npt.NDAr
     pixels, _ = fit_to_grid(image, DEFAULT_LONG_SIDE, vit.patch_size)
     grid = pixels.shape[0] // vit.patch_size, pixels.shape[1] // vit.patch_size
     rows = resize_positions(vit.positions, grid, rule=vit.rule).reshape(-1, vit.embed_dim)
-    normalised = (pixels - np.float32(vit.mean)) / np.float32(vit.std)
+    normalised = (pixels - np.array(vit.mean, np.float32)) / np.array(vit.std, np.float32)
     return {
         "image": np.ascontiguousarray(normalised.transpose(2, 0, 1)[None], np.float32),
         "positions": np.concatenate([vit.prefix, rows])[None].astype(np.float32, copy=False),

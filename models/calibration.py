@@ -4,8 +4,8 @@ Where the 8-bit steps of an input are fixed beforehand, nothing has to be looked
 few channels that reach far make the steps coarse for all others. So channels are evened out first: a channel of a
 product's input is divided by a factor and its row of the matrix multiplied by it, which changes nothing in floating
 point numbers. The division is done by the layer normalisation, or the values' columns, that the input comes from. The
-factors are those of Xiao et al., SmoothQuant, ICML 2023, equation 4 with alpha = 0.5. The inputs of ``fc2`` come from an
-activation function and stay as they are.
+factors are those of Xiao et al., SmoothQuant, ICML 2023, equation 4 with alpha = 0.5. The inputs of ``fc2`` come from
+an activation function and stay as they are.
 """
 
 from __future__ import annotations

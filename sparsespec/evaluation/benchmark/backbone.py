@@ -109,7 +109,7 @@ def read_network(model: str | None, folder: Path) -> Network:
         raise data.InputError(str(error)) from error
     files = {}
     for name, precision in ((FLOAT32, "float32"), (INT8, "int8"), (FLOAT16, "float16")):
-        described = {"source": metadata.name, "source_sha256": metadata.source_sha256}
+        described: dict[str, Any] = {"source": metadata.name, "source_sha256": metadata.source_sha256}
         graph = write_graph(vit, precision=precision, name=f"bench-{precision}", **described)
         files[name] = str(folder / f"{precision}.onnx")
         onnx.save(graph, files[name])
@@ -136,8 +136,15 @@ def _with_fixed_ranges(bench: Bench, network: Network) -> Network:
         photos = list(bench.photos.values())
         feeds = (network_feed(network.vit, to_rgb_float(photo)) for photo in photos[1:] or photos)
         vit, ranges = balanced(network.vit, channel_extents(network.vit, feeds))
-        described = {"name": "bench-int8-static", "source": network.name, "source_sha256": "0" * 64}
-        path.write_bytes(write_graph(vit, precision="int8-static", ranges=ranges, **described).SerializeToString())
+        graph = write_graph(
+            vit,
+            precision="int8-static",
+            name="bench-int8-static",
+            source=network.name,
+            source_sha256="0" * 64,
+            ranges=ranges,
+        )
+        path.write_bytes(graph.SerializeToString())
     files: dict[str, str] = {}
     for name, file in network.files.items():
         files[name] = file
@@ -384,7 +391,7 @@ def network_inputs(bench: Bench, network: Network, grid: tuple[int, int]) -> dic
     """Write the pixels and positions of a grid, and return the inputs that name them."""
     vit = network.vit
     size = (grid[0] * vit.patch_size, grid[1] * vit.patch_size)
-    pixels = (resize(_photograph(bench), size) - np.float32(vit.mean)) / np.float32(vit.std)
+    pixels = (resize(_photograph(bench), size) - np.array(vit.mean, np.float32)) / np.array(vit.std, np.float32)
     rows = resize_positions(vit.positions, grid, rule=vit.rule).reshape(-1, vit.embed_dim)
     positions = np.concatenate([vit.prefix, rows])[None]
     paths = {name: str(bench.folder / f"{name}-{grid[0]}x{grid[1]}.npy") for name in ("image", "positions")}
