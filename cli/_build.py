@@ -65,10 +65,17 @@ def model_failures(ctx: click.Context) -> Iterator[None]:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["float32", "float16", "int8"]),
+    type=click.Choice(["float32", "float16", "int8", "int8-static"]),
     default="float32",
     show_default=True,
-    help="How to keep the weights: int8 is the fastest on most CPUs, float16 is for GPUs.",
+    help="How to keep the weights: int8 is the fastest on most CPUs, float16 is for GPUs, int8-static for"
+    " --provider openvino.",
+)
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    metavar="DIR|FILE",
+    help="Photographs of the kind to be segmented, which int8-static takes its ranges from; ten are enough.",
 )
 @click.option(
     "--blocks",
@@ -95,6 +102,7 @@ def build_command(
     source: str,
     output: Path,
     precision: str,
+    calibrate: Path | None,
     blocks: tuple[int, ...],
     heads: int | None,
     position_rule: str | None,
@@ -114,12 +122,17 @@ def build_command(
       sparsespec models build dino_vits16.onnx -o mine.onnx
       sparsespec models build model.safetensors -o mine.onnx --precision int8
       sparsespec models build dinov2-vitb14-reg -o both.onnx --blocks 8,11
+      sparsespec models build default -o static.onnx --precision int8-static --calibrate photos/
     """
     from sparsespec.models.build import check_output, write_model
     from sparsespec.models.sources import read_source
     from sparsespec.position_table import PositionRule
 
     rules = dict(zip(_RULES, (PositionRule(), PositionRule(offset=0.1), PositionRule(antialias=True)), strict=True))
+    if calibrate is None and precision == "int8-static":
+        raise click.UsageError("--precision int8-static needs photographs to take its ranges from: --calibrate.", ctx)
+    if calibrate is not None and precision != "int8-static":
+        raise click.UsageError("--calibrate is for --precision int8-static.", ctx)
     rule = None if position_rule is None else rules[position_rule]
     with model_failures(ctx):
         check_output(output)
@@ -128,7 +141,7 @@ def build_command(
         if read.rule_assumed:
             facts["positions"] += " (assumed: the export is for one size and doesn't say; see --position-rule)"
         _say({"source": read.described, **facts})
-        built = write_model(read, output, precision=precision, blocks=blocks, name=name)
+        built = write_model(read, output, precision=precision, blocks=blocks, name=name, calibrate=calibrate)
     file = os.fspath(output)
     given = ", ".join(map(str, built.blocks))
     _say(

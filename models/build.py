@@ -16,30 +16,33 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sparsespec._atomic import write_atomic
-from sparsespec.position_table import PositionRule
+from sparsespec.position_table import PositionRule, resize_positions
 
 from ._onnx_package import require_onnx
 from ._wheel import REQUIREMENT
 from .graph import chosen_blocks, write_graph
-from .metadata import PRECISIONS
+from .metadata import FILE_PRECISIONS, PRECISIONS, STATIC
 from .sources import Source, read_source
-from .vit import Array, BuildError
+from .vit import Array, BuildError, Vit
 
-__all__ = ["BuildError", "Built", "build_model", "check_output", "measure_fidelity", "write_model"]
+__all__ = ["BuildError", "Built", "build_model", "check_output", "measure_fidelity", "network_feed", "write_model"]
 
 DEFAULT_OUTPUT = Path(__file__).resolve().parent / "dinov2_vits14_int8.onnx"
 TOLERANCE = 1e-4
 """Largest difference allowed between the float32 graph and the original, relative to the largest entry."""
 HALF_TOLERANCE = 1e-2
 """The same where the original computes in half precision, and so rounds what it is compared by."""
+MOST_PICTURES = 32
+"""Pictures that ranges are taken from; of more, so many spread evenly over their sorted paths."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ def build_model(
     std: Sequence[float] | None = None,
     name: str | None = None,
     origin: str | None = None,
+    calibrate: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Build a model file.
 
@@ -91,8 +95,9 @@ def build_model(
         registry; see :func:`sparsespec.models.sources.read_source`.
     output : str or path
         The file to write; replaced in one step if it exists. Its folder must exist.
-    precision : {"float32", "float16", "int8"}
-        How to keep the weights of the blocks. ``int8`` is the fastest on most CPUs, ``float16`` is for GPUs.
+    precision : {"float32", "float16", "int8", "int8-static"}
+        How to keep the weights of the blocks. ``int8`` is the fastest on most CPUs, ``float16`` is for GPUs,
+        ``int8-static`` is for OpenVINO and needs ``calibrate``.
     blocks : sequence of int
         Blocks whose queries, keys and values come out; zero-based, negative numbers count from the end.
     heads : int, optional
@@ -106,6 +111,9 @@ def build_model(
     origin : str, optional
         Where the weights come from, for the description that the file carries; by default the name of their file, or,
         for a name of the registry, repository, commit and file.
+    calibrate : str or path, optional
+        For ``int8-static``: photographs, a folder with everything below it or one file, from which the ranges of the
+        network's values are taken. Ten that differ are enough; of more than 32, 32 are taken.
 
     Returns
     -------
@@ -118,18 +126,19 @@ def build_model(
         Without the onnx package, or what else reading the source needs.
     BuildError
         When the source can't be read or isn't recognised, when the new graph doesn't compute what an original one does,
-        or when the output can't be written there.
+        the output can't be written there, or there is no picture to calibrate on.
     ValueError
-        On an unknown precision, a block out of range, or another option that can't be.
+        On an unknown precision, a block out of range, pictures missing or given for another precision, or another
+        option that can't be.
     OSError
         When writing fails.
     """
-    _check_options(precision, name, origin)
+    _check_options(precision, name, calibrate, origin)
     check_output(output)
     read = read_source(source, heads=heads, rule=rule, mean=mean, std=std)
     if origin is not None:
         read = replace(read, described=origin)
-    return write_model(read, output, precision=precision, blocks=blocks, name=name).path
+    return write_model(read, output, precision=precision, blocks=blocks, name=name, calibrate=calibrate).path
 
 
 def write_model(
@@ -139,6 +148,7 @@ def write_model(
     precision: str = "float32",
     blocks: Sequence[int] = (-1,),
     name: str | None = None,
+    calibrate: str | os.PathLike[str] | None = None,
 ) -> Built:
     """Write a model file from what :func:`sparsespec.models.sources.read_source` read.
 
@@ -146,7 +156,7 @@ def write_model(
     ----------
     source : Source
         The network.
-    output, precision, blocks, name
+    output, precision, blocks, name, calibrate
         As for :func:`build_model`.
 
     Returns
@@ -158,22 +168,29 @@ def write_model(
     ImportError, BuildError, ValueError, OSError
         As for :func:`build_model`.
     """
-    _check_options(precision, name)
+    _check_options(precision, name, calibrate)
     target = Path(output)
     check_output(target, source.files)
+    pictures = [] if calibrate is None else _pictures(calibrate)
     wanted = chosen_blocks(blocks, len(source.vit.blocks))
     onnx = require_onnx()
     if name is None:
         name = source.name if precision == "float32" else f"{source.name}-{precision}"
 
     def written(precision: str) -> Any:
+        vit, ranges = source.vit, None
+        if precision == STATIC:
+            from .calibration import balanced, channel_extents
+
+            vit, ranges = balanced(vit, channel_extents(vit, _feeds(vit, pictures), blocks=wanted), blocks=wanted)
         return write_graph(
-            source.vit,
+            vit,
             blocks=wanted,
             precision=precision,
             name=name,
             source=source.described,
             source_sha256=source.sha256,
+            ranges=ranges,
         )
 
     model, difference = None, None
@@ -198,12 +215,74 @@ def write_model(
     return Built(target, name, wanted, len(content), hashlib.sha256(content).hexdigest(), difference)
 
 
-def _check_options(precision: str, name: str | None, origin: str | None = None) -> None:
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+def _check_options(
+    precision: str, name: str | None, calibrate: str | os.PathLike[str] | None = None, origin: str | None = None
+) -> None:
+    if precision not in FILE_PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(FILE_PRECISIONS)}, got {precision!r}")
+    if precision == STATIC and calibrate is None:
+        raise ValueError(f"the precision {STATIC} needs photographs to take its ranges from: calibrate")
+    if precision != STATIC and calibrate is not None:
+        raise ValueError(f"calibrate is for the precision {STATIC}, got precision {precision!r}")
     for option, text in (("name", name), ("origin", origin)):
         if text is not None and not (isinstance(text, str) and text.strip() and text.isprintable()):
             raise ValueError(f"{option} must be a line of text, got {text!r}")
+
+
+def _pictures(place: str | os.PathLike[str]) -> list[Path]:
+    """List the photographs of a folder, or one."""
+    from sparsespec.images import IMAGE_SUFFIXES
+
+    top = Path(place)
+    if not top.is_dir():
+        found = [top] if top.is_file() else []
+    else:
+        found = sorted(p for p in top.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    if not found:
+        said = "holds no image" if top.exists() else "isn't there"
+        raise BuildError(f"{os.fspath(place)!r} {said}: the precision {STATIC} needs photographs to calibrate on")
+    if len(found) > MOST_PICTURES:
+        found = [found[place] for place in np.linspace(0, len(found) - 1, MOST_PICTURES).round().astype(int)]
+    return found
+
+
+def _feeds(vit: Vit, paths: Sequence[Path]) -> Iterator[dict[str, Array]]:
+    """Make of each photograph what the network gets of it."""
+    from sparsespec.images import ImageReadError, read_image, to_rgb_float
+
+    for path in paths:
+        try:
+            image = to_rgb_float(read_image(path))
+        except ImageReadError as error:
+            raise BuildError(f"a picture to calibrate on can't be read: {error}") from error
+        yield network_feed(vit, image)
+
+
+def network_feed(vit: Vit, image: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
+    """Make of a photograph what the network gets of it at its usual size.
+
+    Parameters
+    ----------
+    vit : Vit
+        The network.
+    image : (H, W, 3) float32
+        In [0, 1].
+
+    Returns
+    -------
+    dict
+        ``image`` and ``positions`` as :func:`sparsespec.models.graph.write_graph` describes them.
+    """
+    from sparsespec._network_input import DEFAULT_LONG_SIDE, fit_to_grid
+
+    pixels, _ = fit_to_grid(image, DEFAULT_LONG_SIDE, vit.patch_size)
+    grid = pixels.shape[0] // vit.patch_size, pixels.shape[1] // vit.patch_size
+    rows = resize_positions(vit.positions, grid, rule=vit.rule).reshape(-1, vit.embed_dim)
+    normalised = (pixels - np.array(vit.mean, np.float32)) / np.array(vit.std, np.float32)
+    return {
+        "image": np.ascontiguousarray(normalised.transpose(2, 0, 1)[None], np.float32),
+        "positions": np.concatenate([vit.prefix, rows])[None].astype(np.float32, copy=False),
+    }
 
 
 def check_output(output: str | os.PathLike[str], sources: Sequence[Path] = ()) -> None:

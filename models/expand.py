@@ -43,7 +43,7 @@ def expanded(model: str | os.PathLike[str] | bytes, precision: str) -> bytes:
     ImportError
         Without the onnx package.
     ValueError
-        On an unknown precision.
+        On an unknown precision, and on ``int8-static``, which needs pictures.
     ModelFormatError
         When the file isn't a model of ours.
     BuildError

@@ -7,19 +7,21 @@
 * The position table is an input, because exporters and runtimes disagree on how to resize it; the tokens in front of
   the patches (class token, registers) come with it.
 * With ``int8`` every matrix of the blocks is kept in 8 bits, one scale per column, and inputs are quantised as they
-  come. With ``float16`` products and attention are in half precision, sums and normalisations in single.
+  come. With ``int8-static`` the steps of the inputs are fixed, and the graph says so in the standard's own operators
+  (QuantizeLinear, DequantizeLinear), of which a runtime makes what suits it. With ``float16`` products and attention
+  are in half precision, sums and normalisations in single.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ._onnx_package import require_onnx
-from .metadata import PRECISIONS, describe
+from .metadata import FILE_PRECISIONS, STATIC, describe
 from .vit import Array, Attention, BuildError, FeedForward, Linear, Norm, Vit
 
 __all__ = ["chosen_blocks", "write_graph"]
@@ -60,8 +62,9 @@ def chosen_blocks(blocks: Sequence[int], count: int) -> tuple[int, ...]:
 class _Writer:
     """Collects nodes and weights under names that depend on nothing but their place."""
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, precision: str, ranges: Mapping[str, tuple[float, float]]) -> None:
         onnx = require_onnx()
+        self._ranges = ranges
         self._helper = onnx.helper
         self._precision = precision
         self.half = precision == "float16"
@@ -101,6 +104,8 @@ class _Writer:
         return self.op("LayerNormalization", [tensor, weight, bias], name, axis=-1, epsilon=norm.epsilon)
 
     def product(self, tensor: str, weight: Array, name: str, matrix: str) -> str:
+        if self._precision == STATIC:
+            return self.static_product(tensor, weight, name, matrix)
         if self._precision != "int8":
             return self.op("MatMul", [tensor, self.weight(matrix, self._kept(weight, matrix))], name)
         # The steps and the order that ONNX Runtime fuses into one when it loads the file.
@@ -112,6 +117,16 @@ class _Writer:
         inputs = [quantised, self.weight(f"{matrix}_quantized", small), zero, zeros]
         counted = self.op("MatMulInteger", inputs, f"{matrix}.integers")
         return self.op("Mul", [self.op("Cast", [counted], f"{matrix}.floats", to=1), scales], name)
+
+    def static_product(self, tensor: str, weight: Array, name: str, matrix: str) -> str:
+        step, zero = input_steps(*self._ranges[matrix.removesuffix(".weight")])
+        steps = [self.weight(f"{matrix}.input_scale", step), self.weight(f"{matrix}.input_zero", zero)]
+        quantised = self.op("QuantizeLinear", [tensor, *steps], f"{matrix}.input")
+        near = self.op("DequantizeLinear", [quantised, *steps], f"{matrix}.near")
+        small, column_scales = quantised_columns(weight)
+        parts = [self.weight(f"{matrix}_quantized", small), self.weight(f"{matrix}_scale", column_scales)]
+        parts.append(self.weight(f"{matrix}_zero_point", np.zeros(small.shape[1], np.int8)))
+        return self.op("MatMul", [near, self.op("DequantizeLinear", parts, f"{matrix}.floats", axis=1)], name)
 
     def linear(self, tensor: str, linear: Linear, name: str) -> str:
         if not linear.bias.any():
@@ -171,6 +186,28 @@ def quantised_columns(weight: Array) -> tuple[npt.NDArray[np.int8], npt.NDArray[
     return integers, scales
 
 
+def input_steps(low: float, high: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Lay 256 steps over a range; zero is one of them.
+
+    Parameters
+    ----------
+    low, high : float
+        Least and largest value expected. Values beyond are brought to the nearest end.
+
+    Returns
+    -------
+    step : () float32
+        From one to the next. 1 for a range of nothing but zero.
+    zero : () uint8
+        Which of them stands for zero: ``(integer - zero) * step`` approximates a value.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    step = np.float32((high - low) / 255)
+    if step < np.finfo(np.float32).tiny:
+        step = np.float32(1)
+    return np.asarray(step), np.asarray(np.clip(np.rint(-low / float(step)), 0, 255), np.uint8)
+
+
 def write_graph(
     vit: Vit,
     *,
@@ -179,6 +216,7 @@ def write_graph(
     name: str,
     source: str,
     source_sha256: str,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> Any:
     """Write a vision transformer as a graph of our own.
 
@@ -194,13 +232,16 @@ def write_graph(
     blocks : sequence of int
         Blocks whose queries, keys and values come out; zero-based, negative numbers count from the end. What lies
         behind the last of them is left out.
-    precision : {"float32", "float16", "int8"}
+    precision : {"float32", "float16", "int8", "int8-static"}
         How to keep the weights of the blocks. With ``float16`` the products and the attention are in half precision as
         well; inputs and outputs stay float32.
     name : str
         Name of the model, for the metadata.
     source, source_sha256 : str
         Where the weights come from and the SHA-256 of that file, for the metadata.
+    ranges : mapping of str to (float, float), optional
+        For ``int8-static``: least and largest value of the inputs of each layer, by names such as ``block.0.fc1``; see
+        :func:`sparsespec.models.calibration.balanced`.
 
     Returns
     -------
@@ -211,17 +252,19 @@ def write_graph(
     ImportError
         Without the onnx package.
     ValueError
-        On an unknown precision or a block out of range.
+        On an unknown precision, a block out of range, or ranges that are missing or not used.
     BuildError
         When the weights don't fit in one file (2 GB) or in half precision.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision not in FILE_PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(FILE_PRECISIONS)}, got {precision!r}")
+    if (ranges is not None) != (precision == STATIC):
+        raise ValueError(f"ranges belong to the precision {STATIC} and to no other, got precision {precision!r}")
     wanted = chosen_blocks(blocks, len(vit.blocks))
     require_onnx()
     from onnx import helper
 
-    w = _Writer(precision)
+    w = _Writer(precision, ranges or {})
     prefix = len(vit.prefix)
     state = _tokens(w, vit)
     outputs: list[str] = []

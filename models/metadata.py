@@ -33,6 +33,9 @@ FORMAT_VERSION = 2
 _READABLE = ("1", "2")
 PRECISIONS = ("float32", "float16", "int8")
 """How the weights of the blocks are kept; the first where nobody says."""
+STATIC = "int8-static"
+"""Precision of a file with fixed ranges for the inputs of its products, which only pictures can tell."""
+FILE_PRECISIONS = (*PRECISIONS, STATIC)
 PREFIX = "sparsespec."
 """Every key of ours in ``metadata_props`` starts with this."""
 
@@ -59,7 +62,7 @@ class TrunkMetadata:
     name : str
         Name of the model, such as ``dinov2-vits14-int8``.
     precision : str
-        ``float32``, ``float16`` or ``int8``.
+        ``float32``, ``float16``, ``int8`` or ``int8-static``.
     patch_size : int
         Side of a patch in pixels of the network's input.
     embed_dim, heads, blocks : int
@@ -314,7 +317,7 @@ def parse_trunk_metadata(props: Mapping[str, str], *, where: str) -> TrunkMetada
     table = entries.table("positions", (prefix + rows * columns, embed_dim))
     return TrunkMetadata(
         name=entries.text("name"),
-        precision=entries.one_of("precision", PRECISIONS),
+        precision=entries.one_of("precision", FILE_PRECISIONS),
         patch_size=entries.integer("patch_size", 1, 1024),
         embed_dim=embed_dim,
         heads=heads,

@@ -50,7 +50,7 @@ def open_session(path: str, precision: str, choice: Choice, threads: int, at_onc
     path
         The file.
     precision
-        Of the file: ``float32``, ``float16`` or ``int8``.
+        Of the file: ``float32``, ``float16``, ``int8`` or ``int8-static``.
     choice
         What to run it on, see :func:`sparsespec.providers.choose`.
     threads
@@ -210,7 +210,9 @@ def graph_for(path: str, precision: str, provider: Provider, asked: str | None) 
     The operators of an 8-bit file exist for the CPU alone; elsewhere they would be run one by one on the CPU, with
     copies to and fro.
     """
-    wanted = asked or (provider.precision if precision == "int8" else None)
+    # With fixed ranges they are the standard's own, which OpenVINO turns into products of 8 bits.
+    rounded = precision == "int8" or (precision == "int8-static" and provider is not OPENVINO)
+    wanted = asked or (provider.precision if rounded else None)
     if wanted in (None, "file", precision):
         return path
     try:

@@ -232,7 +232,7 @@ class Backbone:
 
     @property
     def precision(self) -> str:
-        """Numbers that the file holds its weights in: ``float32``, ``float16`` or ``int8``."""
+        """Numbers that the file holds its weights in: ``float32``, ``float16``, ``int8`` or ``int8-static``."""
         return self._metadata.precision
 
     @property

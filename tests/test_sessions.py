@@ -41,7 +41,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
         file = folder / f"{precision}.onnx"
         if not file.exists():
             vit = random_vit(channels=32, heads=2, prefix=2)
-            model = write_graph(vit, precision=precision, name="tiny", source="nowhere", source_sha256="ab" * 32)
+            layers = [f"block.{i}.{layer}" for i in range(3) for layer in ("qkv", "out", "fc1", "fc2")]
+            ranges = dict.fromkeys(layers, (-4.0, 4.0)) if precision == "int8-static" else None
+            described = {"name": "tiny", "source": "nowhere", "source_sha256": "ab" * 32}
+            model = write_graph(vit, precision=precision, ranges=ranges, **described)
             file.write_bytes(model.SerializeToString())
         return file
 
@@ -290,6 +293,8 @@ def test_runtime_without_its_files(monkeypatch: pytest.MonkeyPatch, tiny: Any) -
         ("float32", "cuda", "float16", "float16"), ("float16", "directml", None, None),
         ("float32", "cpu", "file", None),
         ("int8", "cpu", "float32", "float32"), ("float32", "cpu", "float32", None),
+        ("int8-static", "openvino", None, None), ("int8-static", "cpu", None, None),
+        ("int8-static", "cuda", None, "float16"), ("int8-static", "openvino", "float32", "float32"),
     ],
 )  # fmt: skip
 def test_graph_for_a_provider(

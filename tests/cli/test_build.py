@@ -5,8 +5,10 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import Result
+from PIL import Image
 
 from sparsespec.models import get_model, read_trunk_metadata
 from sparsespec.models.graph import write_graph
@@ -105,3 +107,31 @@ def test_output_must_be_named(source: Path, invoke: Invoke) -> None:
 
 def test_build_is_among_the_commands(invoke: Invoke) -> None:
     assert "build" in invoke("models", "--help").output
+
+
+def test_fixed_ranges(source: Path, tmp_path: Path, invoke: Invoke) -> None:
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(photo)
+    output = tmp_path / "out.onnx"
+    result = invoke("models", "build", source, "-o", output, "--precision", "int8-static", "--calibrate", photo)
+    assert result.exit_code == 0, result.output
+    assert "MB, int8-static" in result.output
+    assert read_trunk_metadata(output).precision == "int8-static"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--precision", "int8-static"], 2, "needs photographs to take its ranges from: --calibrate"),
+        (["--calibrate", "photos"], 2, "--calibrate is for --precision int8-static"),
+        (["--precision", "int8-static", "--calibrate", "nowhere"], 1, "'nowhere' isn't there"),
+    ],
+)
+def test_photographs_for_fixed_ranges(
+    source: Path, tmp_path: Path, invoke: Invoke, options: list[str], code: int, words: str
+) -> None:
+    result = invoke("models", "build", source, "-o", tmp_path / "out.onnx", *options)
+    assert result.exit_code == code
+    assert words in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out.onnx").exists()

@@ -179,7 +179,7 @@ def test_backbone(
     rows = [row for row in rows_of(section, "speed") if row["threads"] == threads]
     by_name = {row["who"]: row for row in rows}
     assert next(iter(by_name)) == backbone.FLOAT32
-    for name in (backbone.TORCH, backbone.TORCH_HALF, backbone.OPENVINO):
+    for name in (backbone.TORCH, backbone.TORCH_HALF, backbone.OPENVINO, backbone.OPENVINO_INT8):
         assert (by_name[name]["status"], by_name[name]["ours"]) == ("missing", False)
         assert "pip install" in by_name[name]["remark"]
         assert by_name[name].get("ratio") is None

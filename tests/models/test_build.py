@@ -137,7 +137,9 @@ def test_options_win_over_the_source(weights: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"precision": "int4"}, "precision must be one of float32, float16, int8, got 'int4'"),
+        ({"precision": "int4"}, "precision must be one of float32, float16, int8, int8-static, got 'int4'"),
+        ({"precision": "int8-static"}, "int8-static needs photographs to take its ranges from: calibrate"),
+        ({"calibrate": "photos"}, "calibrate is for the precision int8-static, got precision 'float32'"),
         ({"blocks": (99,)}, "there is no block 99"),
         ({"blocks": ()}, "blocks must be block numbers"),
         ({"heads": 0}, "heads must be a whole number of at least 1 or None, got 0"),

@@ -238,7 +238,7 @@ def test_writing_does_not_change_logging() -> None:
 
 
 def test_unknown_precision() -> None:
-    with pytest.raises(ValueError, match="precision must be one of float32, float16, int8, got 'int4'"):
+    with pytest.raises(ValueError, match="precision must be one of float32, float16, int8, int8-static, got 'int4'"):
         _write(random_vit(), precision="int4")
 
 
