@@ -343,7 +343,7 @@ def shape_of(
         axes = _ints(values[1]) if len(values) > 1 and values[1] is not None else attributes.get("axes")
         stand_in = np.broadcast_to(np.int8(0), first)
         axis = None if axes is None else tuple(axes)
-        return [np.any(stand_in, axis=axis, keepdims=bool(attributes.get("keepdims", 1))).shape]
+        return [np.shape(np.logical_or.reduce(stand_in, axis=axis, keepdims=bool(attributes.get("keepdims", 1))))]
     if op in ("Resize", "Upsample"):
         if len(values) > 3 and values[3] is not None:
             return [tuple(_ints(values[3]))] if np.size(values[3]) == len(first) else unknown
