@@ -341,9 +341,13 @@ def shape_of(
         return [_convolved_shape(attributes, first, shapes[1])]
     if op.startswith("Reduce"):
         axes = _ints(values[1]) if len(values) > 1 and values[1] is not None else attributes.get("axes")
-        stand_in = np.broadcast_to(np.int8(0), first)
-        axis = None if axes is None else tuple(axes)
-        return [np.shape(np.logical_or.reduce(stand_in, axis=axis, keepdims=bool(attributes.get("keepdims", 1))))]
+        rank = len(first)
+        chosen = range(rank) if axes is None else [int(axis) for axis in axes]
+        if not all(-rank <= axis < rank for axis in chosen):
+            raise ValueError(f"{op} over the axes {list(chosen)} of an array of {rank}")
+        reduced = {axis % rank for axis in chosen}
+        keep = attributes.get("keepdims", 1)
+        return [tuple(1 if axis in reduced else n for axis, n in enumerate(first) if keep or axis not in reduced)]
     if op in ("Resize", "Upsample"):
         if len(values) > 3 and values[3] is not None:
             return [tuple(_ints(values[3]))] if np.size(values[3]) == len(first) else unknown
