@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sparsespec.evaluation import benchmark
-from sparsespec.evaluation.benchmark import backbone, data, jobs, machine, peers, plain, trunks
+from sparsespec.evaluation.benchmark import backbone, data, gpu, jobs, machine, peers, plain, trunks
 from sparsespec.evaluation.benchmark.measure import Contender, Outcome, Workers
 from sparsespec.models.graph import write_graph
 from sparsespec.models.vit import Vit
@@ -219,6 +219,52 @@ def test_without_a_plain_export_that_resizes(in_process: list[str], photos: Path
         rows[backbone.PLAIN_GIVEN]["seconds"] / rows[backbone.INT8]["seconds"]
     )
     assert "which holds them in int8" in section.to_text()
+
+
+def test_the_part_for_a_gpu(in_process: list[str], photos: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hide_peers(monkeypatch)
+    monkeypatch.setattr(gpu, "_why_not", lambda: None)
+    asked = []
+    for name in ("backbone", "backbone plain"):
+
+        def on_the_cpu(task: Any = jobs.TASKS[name], **inputs: Any) -> jobs.Job:
+            asked.append((inputs.pop("provider"), inputs.pop("options", None)))
+            job: jobs.Job = task(**inputs, **({"provider": "cpu"} if task is trunks.backbone else {}))
+            return job
+
+        monkeypatch.setitem(jobs.TASKS, name, on_the_cpu)
+    options = benchmark.Options(quick=True, tokens=(64,), images=photos, model=model, threads=1)
+    (section,) = benchmark.run(("gpu",), options)
+    rows = {row["who"]: row for row in rows_of(section, "gpu")}
+    ours, half, plain_export = (
+        rows["sparsespec, float32"],
+        rows["sparsespec, float16"],
+        rows["ONNX Runtime, plain export"],
+    )
+    assert (ours["ours"], plain_export["ours"]) == (True, False)
+    assert ours["ratio"] == pytest.approx(plain_export["seconds"] / ours["seconds"])
+    assert half["ratio_cpu"] == pytest.approx(rows["sparsespec, int8, on the processor"]["seconds"] / half["seconds"])
+    assert rows["sparsespec, float32, TF32"]["ratio"] == pytest.approx(
+        rows["the same, TF32"]["seconds"] / rows["sparsespec, float32, TF32"]["seconds"]
+    )
+    assert "cosine_mean" not in ours
+    assert 0.999 < half["cosine_least"] <= half["cosine_mean"] <= 1 + 1e-9
+    assert (rows["PyTorch"]["status"], rows["PyTorch, float16"]["status"]) == ("missing", "missing")
+    assert asked == [
+        ("cuda", None),
+        ("cuda", {"use_tf32": "1"}),
+        ("cuda", None),
+        ("cpu", None),
+        (gpu._CUDA, {"use_tf32": "0"}),
+        (gpu._CUDA, None),
+    ]
+
+
+def test_the_part_for_a_gpu_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    (section,) = benchmark.run(("gpu",), benchmark.Options(quick=True))
+    assert "Not measured: this installation of ONNX Runtime has no CUDAExecutionProvider." in section.to_text()
+    assert section.own_failures == []
 
 
 def test_an_export_too_large_for_the_machine_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:

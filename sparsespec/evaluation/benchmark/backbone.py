@@ -26,7 +26,7 @@ from sparsespec.models.vit import BuildError, Vit
 from sparsespec.position_table import resize_positions
 from sparsespec.resample import resize
 
-__all__ = ["Network", "cosines", "network_inputs", "read_network", "run"]
+__all__ = ["Network", "compared_keys", "cosines", "network_inputs", "read_network", "row_of", "run"]
 
 _TOKENS = (1024, 1530, 4970, 10_000)
 _QUICK_TOKENS = (256,)
@@ -233,7 +233,7 @@ def memory(bench: Bench, network: Network) -> Table:
             }
             contenders = {name: Contender("backbone features", inputs, name)}
             outcome = bench.race(contenders, repeats=1, limit=max(bench.limit, _LIMIT), fresh=[name])[name]
-        row = _row(name, outcome)
+        row = row_of(name, outcome)
         if outcome.status == "done":
             row["seconds"] = outcome.result["inside"]
         table.rows.append(
@@ -284,7 +284,7 @@ def callers(bench: Bench, network: Network) -> Table:
     for who, outcome in found.items():
         seconds = None if outcome.seconds is None else outcome.seconds / images
         row = {
-            **_row(INT8, outcome),
+            **row_of(INT8, outcome),
             "who": who,
             "tokens": tokens,
             "seconds": seconds,
@@ -332,14 +332,13 @@ def _race(bench: Bench, network: Network, tokens: int, threads: int) -> list[dic
         else:
             contenders[name] = Contender("backbone", {**own, "model": file, "provider": _provider(name)}, name)
     outcomes |= bench.race(contenders, limit=max(bench.limit, _LIMIT), fresh=list(contenders))
-    keys = {name: Path(contenders[name].inputs["keys"]) for name in contenders}
-    expected = np.load(keys[FLOAT32]) if keys[FLOAT32].exists() else None
+    compared = compared_keys(contenders, FLOAT32)
     rows = []
     for name in network.files:
         if name not in outcomes:
             continue
         outcome = outcomes[name]
-        row = {**_row(name, outcome), "tokens": grid[0] * grid[1], "threads": threads}
+        row = {**row_of(name, outcome), "tokens": grid[0] * grid[1], "threads": threads}
         if outcome.status == "done":
             row["cpu_seconds"] = _cost(outcome, 1)
             if outcome.peak_bytes is not None and outcome.base_bytes is not None:
@@ -349,12 +348,8 @@ def _race(bench: Bench, network: Network, tokens: int, threads: int) -> list[dic
                 other = outcomes.get(peer) or outcomes[PLAIN_GIVEN]
                 if name != peer and other.status == "done":
                     row[key] = _cost(other, threads) / _cost(outcome, threads)
-            if expected is not None and name != FLOAT32:
-                found = cosines(np.load(keys[name]), expected)
-                row |= {"cosine_mean": float(found.mean()), "cosine_least": float(found.min())}
+            row |= compared.get(name, {})
         rows.append(row)
-    for path in keys.values():
-        path.unlink(missing_ok=True)
     return rows
 
 
@@ -366,11 +361,27 @@ def _cost(outcome: Outcome, threads: int) -> float:
     return float(min(result["cpu_seconds"] for _, result in outcome.runs))
 
 
-def _row(name: str, outcome: Outcome) -> dict[str, Any]:
-    ours = name in (FLOAT32, INT8, FLOAT16, OPENVINO, OPENVINO_INT8)
-    seconds = None if outcome.status == "out of time" else outcome.seconds
-    return {"who": name, "ours": ours and outcome.status != "missing", "status": outcome.status, "seconds": seconds} | {
-        "remark": outcome.remark
+def compared_keys(contenders: Mapping[str, Contender], reference: str) -> dict[str, dict[str, float]]:
+    """Compare the keys that contenders wrote to files, which are deleted, with those of one of them."""
+    paths = {name: Path(contender.inputs["keys"]) for name, contender in contenders.items()}
+    written = {name: np.load(path) for name, path in paths.items() if path.exists()}
+    for path in paths.values():
+        path.unlink(missing_ok=True)
+    expected = written.pop(reference, None)
+    if expected is None:
+        return {}
+    found = {name: cosines(keys, expected) for name, keys in written.items()}
+    return {name: {"cosine_mean": float(c.mean()), "cosine_least": float(c.min())} for name, c in found.items()}
+
+
+def row_of(name: str, outcome: Outcome) -> dict[str, Any]:
+    """Give the part of a row that is the same in every table."""
+    return {
+        "who": name,
+        "ours": name.startswith("sparsespec") and outcome.status != "missing",
+        "status": outcome.status,
+        "seconds": None if outcome.status == "out of time" else outcome.seconds,
+        "remark": outcome.remark,
     }
 
 

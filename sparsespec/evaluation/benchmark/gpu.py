@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from sparsespec.evaluation.benchmark import data, peers
 from sparsespec.evaluation.benchmark.backbone import (
@@ -16,9 +13,10 @@ from sparsespec.evaluation.benchmark.backbone import (
     PLAIN_GIVEN,
     TORCH,
     Network,
-    cosines,
+    compared_keys,
     network_inputs,
     read_network,
+    row_of,
 )
 from sparsespec.evaluation.benchmark.bench import Bench
 from sparsespec.evaluation.benchmark.measure import Contender, Outcome
@@ -95,18 +93,10 @@ def _race(bench: Bench, network: Network, tokens: int) -> list[dict[str, Any]]:
         for index, (name, (task, own)) in enumerate(tasks.items())
     }
     outcomes |= bench.race(contenders, limit=max(bench.limit, _LIMIT))
-    keys = {name: Path(contender.inputs["keys"]) for name, contender in contenders.items()}
-    expected = np.load(keys[_EXPECTED]) if keys[_EXPECTED].exists() else None
+    compared = compared_keys(contenders, _EXPECTED)
     rows = []
     for name, outcome in outcomes.items():
-        row: dict[str, Any] = {
-            "tokens": grid[0] * grid[1],
-            "who": name,
-            "ours": name.startswith("sparsespec") and outcome.status != "missing",
-            "status": outcome.status,
-            "seconds": None if outcome.status == "out of time" else outcome.seconds,
-            "remark": outcome.remark,
-        }
+        row = {**row_of(name, outcome), "tokens": grid[0] * grid[1]}
         if outcome.status == "done" and outcome.seconds is not None:
             torch = _TORCH_HALF if name == _OURS_FLOAT16 else _TORCH
             plain_peer = _PLAIN_TF32 if name == _OURS_TF32 else _PLAIN
@@ -114,12 +104,8 @@ def _race(bench: Bench, network: Network, tokens: int) -> list[dict[str, Any]]:
                 other = outcomes[peer]
                 if name != peer and other.status == "done" and other.seconds is not None:
                     row[key] = other.seconds / outcome.seconds
-            if expected is not None and name != _EXPECTED:
-                found = cosines(np.load(keys[name]), expected)
-                row |= {"cosine_mean": float(found.mean()), "cosine_least": float(found.min())}
+            row |= compared.get(name, {})
         rows.append(row)
-    for path in keys.values():
-        path.unlink(missing_ok=True)
     return rows
 
 
