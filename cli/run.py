@@ -17,7 +17,7 @@ from ._provider import provider_options as with_provider
 if TYPE_CHECKING:
     from sparsespec.backbone import Backbone
     from sparsespec.batch import BatchResult
-    from sparsespec.batch.one import ImageSegmenter
+    from sparsespec.batch.job import ImageSegmenter
 
 __all__ = ["open_backbone", "run_command"]
 

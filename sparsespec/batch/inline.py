@@ -18,7 +18,8 @@ import numpy as np
 
 import sparsespec
 from sparsespec.batch.inputs import Inputs
-from sparsespec.batch.one import ImageSegmenter, Outcome, process_image, remove_results
+from sparsespec.batch.job import ImageSegmenter, Outcome
+from sparsespec.batch.one import process_image, remove_results
 from sparsespec.batch.outputs import OutputFolder, output_names
 from sparsespec.batch.record import BatchResult, Row, write_record
 from sparsespec.batch.several import InOrder, Room

@@ -6,15 +6,15 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sparsespec._atomic import temporary_beside
 from sparsespec._mapped import release
+from sparsespec.batch.job import ImageSegmenter, Outcome
 from sparsespec.batch.outputs import OutputFolder
 from sparsespec.batch.record import Row, jsonable
 from sparsespec.formats.coco import instance_annotations
@@ -33,54 +33,13 @@ if TYPE_CHECKING:
 
     from sparsespec.pipeline import Segmentation
 
-__all__ = ["ImageSegmenter", "Outcome", "explain", "process_image", "remove_results"]
+__all__ = ["explain", "process_image", "remove_results"]
 
 THUMBNAIL_SIDE = 420
 """Longest side of a picture in the report, in pixels."""
 
 _DETAILS = ("model", "grid", "tokens", "tiles", "views", "solver", "provider")
 _LONGEST_ERROR = 400
-
-
-class ImageSegmenter(Protocol):
-    """What `run_batch` calls for each image: a `sparsespec.Segmenter`, or anything that behaves like one."""
-
-    def __call__(self, image: Any, /, *, out: npt.NDArray[np.uint16] | None = None) -> Segmentation:
-        """Segment one image.
-
-        Parameters
-        ----------
-        image : (H, W, 3) ndarray of uint8 or uint16, or PixelSource
-            An array; of an image of `sparsespec.images.LARGE_IMAGE` pixels or more a source that is read by window.
-        out : (H, W) ndarray of uint16, optional
-            Given with a source, and only then: zeros, mapped from a file, to be filled with the labels and returned
-            as the result's ``labels``.
-
-        Returns
-        -------
-        Segmentation
-            Or an object with ``labels`` (H, W), ``scores`` (n,) and ``info`` (a mapping).
-        """
-        ...
-
-
-@dataclass
-class Outcome:
-    """What one image contributes to the run.
-
-    Attributes
-    ----------
-    row : Row
-        For the record.
-    annotations : list of dict
-        For ``instances.json``.
-    thumbnail : bytes or None
-        A small JPEG for the report.
-    """
-
-    row: Row
-    annotations: list[dict[str, Any]] = field(default_factory=list)
-    thumbnail: bytes | None = None
 
 
 def process_image(
@@ -164,7 +123,7 @@ def process_image(
     row.instances = len(annotations)
     row.scores = [annotation["score"] for annotation in annotations]
     row.details = {key: jsonable(info[key]) for key in _DETAILS if key in info}
-    return Outcome(_rounded(row), annotations, thumbnail)
+    return Outcome(_rounded(row), annotations, thumbnail=thumbnail)
 
 
 def remove_results(folder: OutputFolder, row: Row) -> None:

@@ -18,9 +18,14 @@ import sparsespec
 from sparsespec._atomic import write_atomic
 from sparsespec._threads import available_cpus
 
-__all__ = ["RECORD_NAME", "BatchResult", "Row", "is_record", "jsonable", "machine", "write_record"]
+__all__ = ["REASONS", "RECORD_NAME", "BatchResult", "Row", "is_record", "jsonable", "machine", "write_record"]
 
 RECORD_NAME = "run.json"
+REASONS = ("unreadable", "refused", "error", "memory", "timeout", "crash", "unlisted", "storage")
+"""Why there is no result: the file is damaged or no image; it is not to be read (size, a link out of the input, a bad
+name); the segmenter raised; out of memory; over the time limit; it ended the process, and is quarantined; its folder
+could not be listed; input or output could not be reached."""
+
 _PROGRAM = "sparsespec"
 _LIBRARIES = ("numpy", "scipy", "numba", "scikit-image", "pyamg", "onnxruntime", "imageio", "pillow", "tifffile")
 
@@ -49,6 +54,14 @@ class Row:
         What the segmenter says about its work: grid, tokens, solver, provider.
     error : str or None
         Why there is no result, on one line.
+    reason : str or None
+        The same as one of `REASONS`.
+    page : int or None
+        Which page of a file that has several, from 1.
+    cutouts : list of str
+        Cut-outs written, by rising label, relative to the output folder.
+    yolo : str or None
+        Labels for YOLO, relative to the output folder.
     """
 
     path: str
@@ -61,6 +74,10 @@ class Row:
     seconds: dict[str, float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+    reason: str | None = None
+    page: int | None = None
+    cutouts: list[str] = field(default_factory=list)
+    yolo: str | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
-from sparsespec.batch.one import Outcome
+from sparsespec.batch.job import Outcome
 from sparsespec.images import PixelSource
 
 __all__ = ["PIXELS_AT_ONCE", "InOrder", "Room"]
