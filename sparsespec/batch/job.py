@@ -197,9 +197,7 @@ class ShardEngine(Protocol):
     @property
     def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
 
-    def summaries(
-        self, job: Job, tasks: Iterable[ShardTask], *, stopping: threading.Event
-    ) -> Iterator[ShardSummary]:
+    def summaries(self, job: Job, tasks: Iterable[ShardTask], *, stopping: threading.Event) -> Iterator[ShardSummary]:
         """Work on shards; yield a summary of each as it is finished, in any order.
 
         Once `stopping` is set, no further file is begun, and the iteration ends soon. Closing the iterator gives up

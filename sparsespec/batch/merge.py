@@ -23,9 +23,7 @@ _FILES_AT_ONCE = 128
 _Key = tuple[list[str], int]
 
 
-def merged(
-    state: State, shards: int, items: Callable[[int], Sequence[Item]], scratch: Path
-) -> Iterator[Outcome]:
+def merged(state: State, shards: int, items: Callable[[int], Sequence[Item]], scratch: Path) -> Iterator[Outcome]:
     """Give the outcomes of all shards in the order of the inputs; files not reached with the status ``skipped``.
 
     Memory does not grow with the number of images.
@@ -112,7 +110,7 @@ def _key(outcome: Outcome) -> _Key:
 
 
 def _spooled(streams: Sequence[Iterator[tuple[_Key, Outcome]]], scratch: Path) -> IO[bytes]:
-    file: IO[bytes] = tempfile.TemporaryFile(dir=scratch)
+    file: IO[bytes] = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - whoever merges it closes it
     for outcome in _outcomes(streams):
         line = [outcome_to(outcome), outcome.row.seconds, outcome.row.fingerprint]
         file.write(json.dumps(jsonable(line), allow_nan=False).encode() + b"\n")

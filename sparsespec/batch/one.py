@@ -98,14 +98,14 @@ class _Image:
         self._item = item
         self._file = file
         self._page = page
-        self._name = item.name if page is None else page_name(item.path, item.name, page + 1)
+        self._name = item.name if page is None else page_name(item.name, item.path, page + 1)
         self._fetching = fetching
         self._written: list[str] = []
         self._row = Row(path=item.path, page=None if page is None else page + 1)
 
-    def outcome(self, admit: Callable[[AbstractContextManager[PixelSource]], AbstractContextManager[PixelSource]]) -> (
-        Outcome
-    ):
+    def outcome(
+        self, admit: Callable[[AbstractContextManager[PixelSource]], AbstractContextManager[PixelSource]]
+    ) -> Outcome:
         """Do all of it; what goes wrong is in the row."""
         row, target = self._row, self._job.target
         began = time.perf_counter() - self._fetching

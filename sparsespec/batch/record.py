@@ -23,13 +23,24 @@ from sparsespec._atomic import AtomicFile
 from sparsespec._threads import available_cpus
 from sparsespec.batch.store import Store
 
-__all__ = ["REASONS", "RECORD_NAME", "BatchResult", "RecordWriter", "Row", "Rows", "is_record", "jsonable", "machine", "stored_rows"]
+__all__ = [
+    "REASONS",
+    "RECORD_NAME",
+    "BatchResult",
+    "RecordWriter",
+    "Row",
+    "Rows",
+    "is_record",
+    "jsonable",
+    "machine",
+    "stored_rows",
+]
 
 RECORD_NAME = "run.json"
 REASONS = ("unreadable", "refused", "error", "memory", "timeout", "crash", "unlisted", "storage", "output")
-"""Why there is no result, in the order of the list: the file is damaged or no image; it is not to be read (size, a link out of the input, a bad
-name); the segmenter raised; out of memory; over the time limit; it ended the process, and is quarantined; its folder
-could not be listed; a server did not give or take a file; results cannot be written any more, which ends the run."""
+"""Why there is no result, in this order: the file is damaged or no image; it is not to be read; the segmenter raised;
+out of memory; over the time limit; it ended the process, and is quarantined; its folder could not be listed; a file
+could not be fetched or written; results cannot be written any more, which ends the run."""
 
 _PROGRAM = "sparsespec"
 _LIBRARIES = ("numpy", "scipy", "numba", "scikit-image", "pyamg", "onnxruntime", "imageio", "pillow", "tifffile")

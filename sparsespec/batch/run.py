@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -141,7 +141,7 @@ def run_batch(
         target,
         formats=formats or Formats(),
         max_pixels=max_pixels,
-        follow_links=follow_links,
+        follow_links=follow_links or inputs.named,
         time_limit=time_limit,
     )
     shown = dict(parameters or {})
@@ -168,7 +168,7 @@ class _Run:
     """A run whose output is ready."""
 
     def __init__(
-        self, job: Job, inputs: Inputs, names: list[str], plan: Plan, facts: Facts, retry_quarantined: bool
+        self, job: Job, inputs: Inputs, names: Sequence[str], plan: Plan, facts: Facts, retry_quarantined: bool
     ) -> None:
         self._job = job
         self._paths = inputs.images
@@ -240,7 +240,7 @@ class _Run:
             ended = ended or ("stopped" if work.failed_fast else "finished")
             seconds = time.perf_counter() - clock
             if interrupts.count < 2 or self._total <= _AT_ONCE:
-                with _held_interrupts() if self._total <= _AT_ONCE else suppress():
+                with _held_interrupts() if self._total <= _AT_ONCE else nullcontext():
                     counts = self._write(ended, seconds)
             else:
                 counts = {"images": 0}
@@ -367,7 +367,8 @@ class _Work:
                     yield item
 
     def _skip(self, shard: Shard) -> None:
-        self._settled += shard.settled
+        with self._lock:
+            self._settled += shard.settled
         self.earlier += shard.settled
 
     def _cannot_be_guarded(self) -> bool:
@@ -399,7 +400,8 @@ class _Work:
             return
         shard = self._shard(item)
         shard.settle(item, outcomes)
-        self._settled += 1
+        with self._lock:
+            self._settled += 1
         if shard.complete:
             shard.finish()
             del self._shards[shard.number]

@@ -179,9 +179,10 @@ class Shard:
                 if retry_quarantined or outcome.row.reason not in QUARANTINE:
                     return False
             # Objects that a server has taken are there; to ask for each would cost as much as many an image.
-            elif self._job.target.folder is not None:
-                if any(self._job.target.size(path) != size for path, size in outcome.files.items()):
-                    return False
+            elif self._job.target.folder is not None and any(
+                self._job.target.size(path) != size for path, size in outcome.files.items()
+            ):
+                return False
         return True
 
     def _fingerprint(self, item: Item) -> str | None:
@@ -211,9 +212,7 @@ class Shard:
             self._job.target.publish(folder, [path])
 
 
-def work_shard(
-    job: Job, task: ShardTask, engine: Engine, *, stopping: threading.Event | None = None
-) -> ShardSummary:
+def work_shard(job: Job, task: ShardTask, engine: Engine, *, stopping: threading.Event | None = None) -> ShardSummary:
     """Work on what is not settled yet of a shard, and write its record. To do it again, or twice at once, is harmless.
 
     Parameters

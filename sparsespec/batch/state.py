@@ -86,9 +86,7 @@ class State:
         paths = sorted(settled, key=in_order)
         times = {path: [[outcome.row.seconds, outcome.row.fingerprint] for outcome in settled[path]] for path in paths}
         self.store.write(_times(shard), json.dumps(jsonable(times), allow_nan=False).encode())
-        lines = [
-            json.dumps(outcome_to(outcome), allow_nan=False) + "\n" for path in paths for outcome in settled[path]
-        ]
+        lines = [json.dumps(outcome_to(outcome), allow_nan=False) + "\n" for path in paths for outcome in settled[path]]
         self.store.write(_record(shard), "".join(lines).encode())
         for journal in journals:
             self.store.remove(journal)

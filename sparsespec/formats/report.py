@@ -57,9 +57,9 @@ class ReportCard:
 
 
 class ReportWriter:
-    """Collects one card after the other and writes the page at the end. It has no times, and so depends on results only.
+    """Collects one card after the other and writes the page at the end.
 
-    The cards, with their pictures, wait in an unnamed temporary file, so that memory does not grow with the run.
+    There are no times in it: it depends on the results only. The cards, with their pictures, wait in an unnamed temporary file, so that memory does not grow with the run.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ class ReportWriter:
                 page.write(b"</section>\n")
             if self._shown:
                 if of > self._shown:
-                    note = f"{self._shown:,} of {of:,} pictures, chosen by chance; all are in the folders beside this page."
+                    note = f"{self._shown:,} of {of:,} pictures, chosen by chance; the others are beside this page."
                     page.write(f'<p class="muted">{note}</p>\n'.encode())
                 page.write(_CONTROLS.encode())
                 self._cards.seek(0)
