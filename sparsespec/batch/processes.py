@@ -278,6 +278,7 @@ class _Child:
         self._lock = threading.Lock()
         self._deadline: float | None = None
         self._at_work = False
+        self._broken = False
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._requests: IO[bytes] = self._process.stdin
@@ -304,6 +305,7 @@ class _Child:
             write_frame(self._requests, frame(kind, content))
             answer = read_frame(self._answers)
         except (OSError, EOFError) as error:
+            self._broken = True
             raise _EndedError from error
         finally:
             with self._lock:
@@ -338,11 +340,12 @@ class _Child:
 
     def end(self) -> str:
         """Make sure that it is gone and that nothing is left of it; tell how it ended."""
+        if self._broken:
+            # It is about to end by itself, in a way that is to be told: not asked to.
+            self._wait(_GRACE)
         with suppress(OSError):
             self._requests.close()
-        try:
-            self._process.wait(_GRACE)
-        except subprocess.TimeoutExpired:
+        if not self._wait(_GRACE):
             _kill_group(self._process)
             self._process.wait()
         # What it has started itself keeps its pipes open otherwise.
@@ -351,6 +354,13 @@ class _Child:
         self._listener.join(_GRACE)
         self._leave_nothing()
         return _ending(self._process.returncode, self.last_words)
+
+    def _wait(self, seconds: float) -> bool:
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def _leave_nothing(self) -> None:
         if self._lifeline is not None:
