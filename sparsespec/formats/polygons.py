@@ -31,10 +31,10 @@ def mask_polygons(mask: npt.ArrayLike, offset: tuple[int, int] = (0, 0)) -> list
     Returns
     -------
     list of list of float
-        ``[x0, y0, x1, y1, ...]`` for each part, pixels; parts that touch at a corner only are one. From the topmost
-        part to the lowest, each clockwise as seen on a screen from the left end of its top edge. A hole is joined to
-        the outline around it by a cut of no width, straight up through the middle of a column of pixels: filled by the
-        even-odd or by the winding rule, a polygon gives the pixels of its part.
+        ``[x0, y0, x1, y1, ...]`` for each part, pixels; what touches at a corner only are two parts. From the
+        topmost part to the lowest, each clockwise as seen on a screen from the left end of its top edge. A hole is
+        joined to the outline around it by a cut of no width, straight up through the middle of a column of pixels:
+        filled by the even-odd or by the winding rule, a polygon gives the pixels of its part.
 
     Raises
     ------
@@ -132,11 +132,11 @@ def _followers(x: _Whole, y: _Whole, right: _Whole, forward: npt.NDArray[np.bool
     """
     count = x.size
     along = np.concatenate([x, right])
-    # Where two pixels touch at a corner, two horizontal edges meet without going on in one another. That which turns
-    # upwards comes first: of the two, the one by which both pixels get the same outline.
+    # Where two pixels touch at a corner, two horizontal edges meet without going on in one another. First comes the one
+    # that belongs to the pixel above, so that each of the pixels keeps its own corner.
     starts_here = np.concatenate([forward, ~forward])
-    is_left_end = np.repeat([True, False], count)
-    order = np.lexsort((starts_here ^ is_left_end, np.tile(y, 2), along))
+    is_right_end = np.repeat([False, True], count)
+    order = np.lexsort((starts_here ^ is_right_end, np.tile(y, 2), along))
     edge, starts = np.tile(np.arange(count), 2)[order], starts_here[order]
     upper, lower = edge[::2], edge[1::2]
     down = starts[1::2]  # the edge at the upper end ends there, and that at the lower end starts
