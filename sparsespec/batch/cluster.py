@@ -8,6 +8,7 @@ same bytes again.
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import importlib.metadata
 import logging
@@ -21,6 +22,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
@@ -62,6 +64,7 @@ _STOPPING = 120.0
 _DEFAULT_FILE = 600.0
 _ROUNDS = 3
 _LOGGERS = ("distributed", "distributed.client", "tornado.application", "asyncio")
+_INSTALL = f"run \"pip install 'sparsespec[dask]=={sparsespec.__version__}'\" in the environment of every worker"
 _GOES_ON = "nothing that was finished is lost: the same command goes on from there"
 
 
@@ -206,6 +209,8 @@ class Cluster:
                 address = cleanup.enter_context(self._local())
             try:
                 with _no_warnings():
+                    if self._scheduler is not None:
+                        _knock(self._scheduler, self._connect_limit)
                     client = Client(address, timeout=self._connect_limit, set_as_default=False, name="sparsespec")
             except (OSError, TimeoutError) as error:
                 raise ClusterError(
@@ -233,9 +238,10 @@ class Cluster:
         from distributed import LocalCluster
 
         folder = tempfile.mkdtemp(prefix="sparsespec-dask-")
+        settings = {"distributed.scheduler.allowed-failures": 1, "temporary-directory": folder}
         cluster = None
         try:
-            with _no_warnings(), dask.config.set({"distributed.scheduler.allowed-failures": 1}):
+            with _no_warnings(), dask.config.set(settings):
                 cluster = LocalCluster(
                     n_workers=self._workers,
                     threads_per_worker=1,
@@ -257,6 +263,16 @@ class Cluster:
             if cluster is not None:
                 _closed(cluster)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Call:
+    """Unpickled, it is the value of a function."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self._call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self._call
 
 
 @dataclass
@@ -425,10 +441,7 @@ class _Run:
         usable = []
         for worker, version in versions.items():
             if isinstance(version, importlib.metadata.PackageNotFoundError):
-                refused[worker] = (
-                    f"sparsespec is not installed there; run 'pip install sparsespec[dask]=={sparsespec.__version__}'"
-                    " in the environment of the workers"
-                )
+                refused[worker] = f"sparsespec is not installed there; {_INSTALL}"
             elif isinstance(version, str) and version != sparsespec.__version__:
                 refused[worker] = cluster_worker.other_version(version, sparsespec.__version__)
             elif not isinstance(version, Exception):
@@ -482,17 +495,13 @@ class _Run:
                 return
             self._keys += 1
             key = f"sparsespec-shard-{piece.task.number}-{self._token}-{self._keys}"
-            future = self._client.submit(
+            call = _Call(
                 cluster_worker.work,
-                sparsespec.__version__,
-                self._token,
-                self._packed,
-                pickle.dumps(piece.task, protocol=5),
-                self._threads,
-                self._crowd,
-                key=key,
-                pure=False,
+                (sparsespec.__version__, self._token, self._packed, piece.task, self._threads, self._crowd),
             )
+            # A worker that lacks the package, or has another one, reports that; it would lose its connection over a
+            # task that it can't even unpickle.
+            future = self._client.submit(pickle.loads, pickle.dumps(call, protocol=5), key=key, pure=False)
             self._at_work[key] = (piece, future)
             future.add_done_callback(self._events.put)
 
@@ -579,8 +588,9 @@ class _Run:
         timer.start()
 
     def _try_again(self, piece: _Piece, error: Exception) -> None:
-        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in ("sparsespec", "distributed"):
-            raise self._refused({"": f"sparsespec is not installed there ({_line(error)})"}) from error
+        if isinstance(error, (ImportError, AttributeError)) and "sparsespec" in str(error):
+            reason = f"the same version of sparsespec is not installed there ({_line(error)}); {_INSTALL}"
+            raise self._refused({"": reason}) from error
         if self._stopped is not None:
             return
         if piece.attempts >= self._retries:
@@ -697,6 +707,20 @@ def _no_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _knock(address: str, limit: float) -> None:
+    """See that a scheduler answers; a Client waits without end for one that takes the connection and says nothing."""
+    from distributed.comm import connect
+    from distributed.security import Security
+
+    async def knock() -> None:
+        comm = await connect(address, timeout=limit, **Security().get_connection_args("client"))
+        comm.abort()
+
+    # In a thread of its own: the caller's may have a loop that runs.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(lambda: asyncio.run(asyncio.wait_for(knock(), limit))).result()
 
 
 def _closed(resource: Any) -> None:

@@ -21,7 +21,7 @@ from sparsespec.batch.job import Engine, Job
 from sparsespec.batch.store import LocalStore, Store
 
 if TYPE_CHECKING:
-    from sparsespec.batch.shard import ShardSummary
+    from sparsespec.batch.shard import ShardSummary, ShardTask
 
 __all__ = ["Probe", "Refusal", "forget", "look", "other_version", "pack", "stop", "unpack", "work"]
 
@@ -121,7 +121,7 @@ def unpack(packed: bytes) -> Job:
 
 
 def _absolute(store: Store) -> Store:
-    return LocalStore(store.folder.absolute()) if isinstance(store, LocalStore) else store
+    return replace(store, folder=store.folder.absolute()) if isinstance(store, LocalStore) else store
 
 
 def _model(path: Path) -> tuple[str, str | None, str, str]:
@@ -283,11 +283,9 @@ def _elsewhere(what: str, store: Store) -> str:
 
 
 def work(
-    version: str, run: str, packed: bytes, task: bytes, threads: int | None, crowd: Mapping[str, int]
+    version: str, run: str, packed: bytes, task: ShardTask, threads: int | None, crowd: Mapping[str, int]
 ) -> tuple[str, Any]:
-    """Work on a shard; the task that the scheduler hands to a worker.
-
-    Its arguments are of types that every version of the package knows.
+    """Work on a shard; what the scheduler hands to a worker comes to this.
 
     Parameters
     ----------
@@ -297,8 +295,8 @@ def work(
         Which run this is.
     packed : bytes
         The job, of `pack`.
-    task : bytes
-        The pickled ShardTask.
+    task : ShardTask
+        The shard.
     threads : int or None
         For this shard; None for a fair share of the machine's processors.
     crowd : mapping of str to int
@@ -320,15 +318,14 @@ def work(
     return "done", _work_shard(job, run, task, share)
 
 
-def _work_shard(job: Job, run: str, task: bytes, threads: int) -> ShardSummary:
+def _work_shard(job: Job, run: str, task: ShardTask, threads: int) -> ShardSummary:
     from sparsespec.batch.shard import ShardSummary, work_shard
 
-    shard = pickle.loads(task)
     stopping = _stopping(run)
     if stopping.is_set():
-        return ShardSummary(shard.number, stopped=True)
+        return ShardSummary(task.number, stopped=True)
     try:
-        return work_shard(job, shard, _engine(threads), stopping=stopping)
+        return work_shard(job, task, _engine(threads), stopping=stopping)
     except BaseException:
         _close(threading.get_ident())
         raise
