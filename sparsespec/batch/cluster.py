@@ -32,7 +32,7 @@ import sparsespec
 from sparsespec._checks import check_count
 from sparsespec._threads import available_cpus
 from sparsespec.batch import cluster_worker
-from sparsespec.batch.cluster_worker import Probe
+from sparsespec.batch.cluster_worker import Probe, Ticket
 from sparsespec.batch.job import Job
 from sparsespec.batch.state import STATE
 
@@ -57,6 +57,7 @@ _SILENCE = 30.0
 _CHECKING = 120.0
 """Seconds for a new worker to import the package and show what it sees."""
 _CLOSING = 10.0
+_TELLING = 3.0
 _PAUSED = 600.0
 """Seconds that all workers may stand still for want of memory."""
 _STOPPING = 120.0
@@ -284,6 +285,15 @@ class _Piece:
 
 
 @dataclass
+class _Checked:
+    """What came of a look at workers: None, or why one can't take part; those that didn't answer are missing."""
+
+    workers: list[str]
+    found: dict[str, str | None]
+    error: Exception | None = None
+
+
+@dataclass
 class _Broken:
     """A shard that has cost too many workers.
 
@@ -327,7 +337,7 @@ class _Run:
     ) -> None:
         self._client = client
         self._job = job
-        self._packed = packed
+        self._ticket = Ticket(sparsespec.__version__, secrets.token_hex(8), packed)
         self._tasks = tasks
         self._exhausted = False
         self._stopping = stopping
@@ -336,7 +346,6 @@ class _Run:
         self._retries = retries
         self._per_thread = window
         self._worker_limit = worker_limit
-        self._token = secrets.token_hex(8)
         self._keys = 0
         self._at_work: dict[str, tuple[_Piece, Any]] = {}
         self._waiting: list[tuple[float, int, _Piece]] = []
@@ -346,10 +355,9 @@ class _Run:
         self._looked = -_LOOKING
         self._answered = self._worker_seen = self._progress = now
         self._known: set[str] = set()
+        self._checking: set[str] = set()
         self._nthreads: dict[str, int] = {}
         self._crowd: dict[str, int] = {}
-        self._probe: Probe | None = None
-        self._probing = False
         self._stopped: float | None = None
 
     def summaries(self) -> Iterator[ShardSummary]:
@@ -361,24 +369,25 @@ class _Run:
             if not self._at_work and not self._waiting:
                 return
             try:
-                future = self._events.get(timeout=_LISTENING)
+                event = self._events.get(timeout=_LISTENING)
             except Empty:
                 continue
-            summary = self._ended(future)
-            if summary is not None:
+            if isinstance(event, _Checked):
+                self._checked(event)
+            elif (summary := self._ended(event)) is not None:
                 yield summary
 
     def close(self) -> None:
         """Let go of everything; what is at work ends by itself after the file in hand."""
-        with suppress(Exception):
+        if self._scheduler is not None and self._known and self._client.status == "running":
             self._tell(cluster_worker.forget)
         for _, future in self._at_work.values():
             with suppress(Exception):
                 future.release()
         self._at_work.clear()
-        if self._probe is not None:
+        if self._ticket.probe is not None:
             with suppress(OSError):
-                self._job.target.remove(self._probe.token)
+                self._job.target.remove(self._ticket.probe.token)
 
     # The workers
 
@@ -394,9 +403,9 @@ class _Run:
         path = first.items[0].path if first.items else None
         size = None if path is None else self._job.source.size(path)
         # A file that is gone meanwhile is gone for all.
-        probe = Probe(f"{STATE}/seen-{self._token}", path if size is not None else None, size)
+        probe = Probe(f"{STATE}/seen-{self._ticket.run}", path if size is not None else None, size)
         self._job.target.write(probe.token, probe.token.encode())
-        self._probe = probe
+        self._ticket = replace(self._ticket, probe=probe)
 
     def _look(self) -> None:
         """See which workers there are; look at new ones before they have done any harm."""
@@ -430,35 +439,41 @@ class _Run:
                 f" of memory: give them more with --memory-limit, or fewer of them to a machine; {_GOES_ON}"
             )
         self._crowd = _crowd(self._nthreads)
-        new = sorted(self._nthreads.keys() - self._known)
+        new = self._nthreads.keys() - self._known - self._checking
         if new and self._stopped is None:
-            self._check(new)
+            self._checking |= new
+            # Not here: one that dies meanwhile keeps whoever asks it waiting.
+            threading.Thread(target=self._check, args=(sorted(new),), daemon=True).start()
 
     def _check(self, workers: list[str]) -> None:
-        # A function of the standard library, which is there whatever is missing on the worker.
-        versions = self._ask(workers, importlib.metadata.version, "sparsespec")
-        refused = {}
-        usable = []
-        for worker, version in versions.items():
-            if isinstance(version, importlib.metadata.PackageNotFoundError):
-                refused[worker] = f"sparsespec is not installed there; {_INSTALL}"
-            elif isinstance(version, str) and version != sparsespec.__version__:
-                refused[worker] = cluster_worker.other_version(version, sparsespec.__version__)
-            elif not isinstance(version, Exception):
-                usable.append(worker)
-        if not refused and usable:
-            local = self._scheduler is None
-            found = self._ask(
-                usable, cluster_worker.look, sparsespec.__version__, self._packed, self._probe, local=local
-            )
-            for worker, reason in found.items():
-                if reason is None:
-                    self._known.add(worker)
-                elif isinstance(reason, str):
-                    refused[worker] = reason
-                elif isinstance(reason, (ImportError, AttributeError)):
-                    refused[worker] = f"sparsespec can't be used there ({type(reason).__name__}: {_line(reason)})"
-                # Any other error is of the connection: the worker is gone, or is looked at again.
+        """Look at new workers, before they have done anything where they are there from the beginning."""
+        found: dict[str, str | None] = {}
+        try:
+            # A function of the standard library, which is there whatever is missing on the worker.
+            for worker, version in self._ask(workers, importlib.metadata.version, "sparsespec").items():
+                if isinstance(version, importlib.metadata.PackageNotFoundError):
+                    found[worker] = f"sparsespec is not installed there; {_INSTALL}"
+                elif isinstance(version, str) and version != sparsespec.__version__:
+                    found[worker] = cluster_worker.other_version(version, sparsespec.__version__)
+            if not found:
+                local = self._scheduler is None
+                for worker, reason in self._ask(workers, cluster_worker.look, self._ticket, local=local).items():
+                    if reason is None or isinstance(reason, str):
+                        found[worker] = reason
+                    elif isinstance(reason, (ImportError, AttributeError)):
+                        found[worker] = f"it can't use sparsespec ({_line(reason)}); {_INSTALL}"
+                    # Any other error is of the connection: the worker is gone, or is looked at again.
+        except Exception as error:
+            self._events.put(_Checked(workers, {}, error))
+        else:
+            self._events.put(_Checked(workers, found))
+
+    def _checked(self, checked: _Checked) -> None:
+        self._checking -= set(checked.workers)
+        if checked.error is not None and self._client.status == "running":
+            raise checked.error
+        self._known |= checked.found.keys()
+        refused = {worker: reason for worker, reason in checked.found.items() if reason is not None}
         if refused:
             raise self._refused(refused)
 
@@ -479,14 +494,13 @@ class _Run:
 
     def _tell(self, function: Callable[..., Any]) -> None:
         """Call a function on all workers, and don't mind if that fails."""
-        if self._known and self._client.status == "running":
-            with suppress(Exception):
-                self._client.run(function, self._token, on_error="ignore", callback_timeout=_CLOSING)
+        with suppress(Exception):
+            self._client.run(function, self._ticket.run, on_error="ignore", callback_timeout=_TELLING)
 
     # Tasks
 
     def _submit(self) -> None:
-        if self._stopped is not None:
+        if self._stopped is not None or (self._checking and not self._known):
             return
         room = max(_FEWEST_TASKS, self._per_thread * sum(self._nthreads.values()))
         while len(self._at_work) < room:
@@ -494,11 +508,8 @@ class _Run:
             if piece is None:
                 return
             self._keys += 1
-            key = f"sparsespec-shard-{piece.task.number}-{self._token}-{self._keys}"
-            call = _Call(
-                cluster_worker.work,
-                (sparsespec.__version__, self._token, self._packed, piece.task, self._threads, self._crowd),
-            )
+            key = f"sparsespec-shard-{piece.task.number}-{self._ticket.run}-{self._keys}"
+            call = _Call(cluster_worker.work, (self._ticket, piece.task, self._threads, self._crowd))
             # A worker that lacks the package, or has another one, reports that; it would lose its connection over a
             # task that it can't even unpickle.
             future = self._client.submit(pickle.loads, pickle.dumps(call, protocol=5), key=key, pure=False)
@@ -651,7 +662,7 @@ class _Run:
         if now > self._stopped + (self._job.time_limit or _DEFAULT_FILE) + _STOPPING:
             raise ClusterError(f"workers of {self._place} haven't stopped when told to; {_GOES_ON}")
         # Again and again: a worker that was busy starting may not have heard it.
-        self._tell(cluster_worker.stop)
+        threading.Thread(target=self._tell, args=(cluster_worker.stop,), daemon=True).start()
 
     @property
     def _place(self) -> str:

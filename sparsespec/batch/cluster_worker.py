@@ -8,7 +8,7 @@ import io
 import pickle
 import signal
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from sparsespec.batch.store import LocalStore, Store
 if TYPE_CHECKING:
     from sparsespec.batch.shard import ShardSummary, ShardTask
 
-__all__ = ["Probe", "Refusal", "forget", "look", "other_version", "pack", "stop", "unpack", "work"]
+__all__ = ["Probe", "Refusal", "Ticket", "forget", "look", "other_version", "pack", "stop", "unpack", "work"]
 
 _JOBS_KEPT = 2
 _RUNS_KEPT = 64
@@ -172,6 +172,7 @@ def _sha256(path: Path) -> str:
 _lock = threading.Lock()
 _jobs: OrderedDict[str, Job] = OrderedDict()
 _runs: OrderedDict[str, threading.Event] = OrderedDict()
+_seen: deque[str] = deque(maxlen=_RUNS_KEPT)
 _engines: dict[int, tuple[int, Any]] = {}
 
 
@@ -197,27 +198,40 @@ def _stopping(run: str) -> threading.Event:
     return event
 
 
-def _refuse_other(version: str) -> str | None:
-    own = sparsespec.__version__
-    return None if own == version else other_version(own, version)
-
-
 def other_version(theirs: str, ours: str) -> str:
     """Say that a worker has another version of the package."""
     return f"it has sparsespec {theirs}, and {ours} is run here: {_INSTALL}"
 
 
-async def look(version: str, packed: bytes, probe: Probe | None, *, local: bool = False) -> str | None:
+@dataclass(frozen=True)
+class Ticket:
+    """What lets a worker take part in a run.
+
+    Attributes
+    ----------
+    version : str
+        Of the package, where the run was started.
+    run : str
+        Which run it is.
+    packed : bytes
+        The job, of `pack`.
+    probe : Probe or None
+        Whether the worker sees the same files; None where that is certain.
+    """
+
+    version: str
+    run: str
+    packed: bytes
+    probe: Probe | None = None
+
+
+async def look(ticket: Ticket, *, local: bool = False) -> str | None:
     """See whether this worker can take part.
 
     Parameters
     ----------
-    version : str
-        Of the package, where the run was started.
-    packed : bytes
-        Of `pack`.
-    probe : Probe or None
-        Whether it sees the same files; None where that is certain.
+    ticket : Ticket
+        In which run.
     local : bool
         It is a process of the machine the run was started on, and hears the terminal's Ctrl-C too; that is for the one
         in front alone.
@@ -231,20 +245,34 @@ async def look(version: str, packed: bytes, probe: Probe | None, *, local: bool 
         with suppress(ValueError):  # not the main thread
             signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Not in the thread that answers the scheduler.
-    return await asyncio.to_thread(_look, version, packed, probe)
+    return await asyncio.to_thread(_look, ticket)
 
 
-def _look(version: str, packed: bytes, probe: Probe | None) -> str | None:
-    reason = _refuse_other(version)
-    if reason is not None:
-        return reason
+def _look(ticket: Ticket) -> str | None:
     try:
-        job = _job(packed)
+        _admitted(ticket)
     except Refusal as error:
         return str(error)
     except OSError as error:
         return f"it can't read the model: {error}"
-    return None if probe is None else _unlike(job, probe)
+    return None
+
+
+def _admitted(ticket: Ticket) -> Job:
+    """Give the job, if this worker can take part; a Refusal if not."""
+    own = sparsespec.__version__
+    if own != ticket.version:
+        raise Refusal(other_version(own, ticket.version))
+    job = _job(ticket.packed)
+    with _lock:
+        seen = ticket.run in _seen
+    if ticket.probe is not None and not seen:
+        reason = _unlike(job, ticket.probe)
+        if reason is not None:
+            raise Refusal(reason)
+        with _lock:
+            _seen.append(ticket.run)
+    return job
 
 
 def _unlike(job: Job, probe: Probe) -> str | None:
@@ -282,19 +310,13 @@ def _elsewhere(what: str, store: Store) -> str:
     )
 
 
-def work(
-    version: str, run: str, packed: bytes, task: ShardTask, threads: int | None, crowd: Mapping[str, int]
-) -> tuple[str, Any]:
+def work(ticket: Ticket, task: ShardTask, threads: int | None, crowd: Mapping[str, int]) -> tuple[str, Any]:
     """Work on a shard; what the scheduler hands to a worker comes to this.
 
     Parameters
     ----------
-    version : str
-        Of the package, where the run was started.
-    run : str
-        Which run this is.
-    packed : bytes
-        The job, of `pack`.
+    ticket : Ticket
+        Of the run.
     task : ShardTask
         The shard.
     threads : int or None
@@ -307,15 +329,12 @@ def work(
     (str, str or ShardSummary)
         ``("refused", why)`` or ``("done", summary)``.
     """
-    reason = _refuse_other(version)
-    if reason is not None:
-        return "refused", reason
     try:
-        job = _job(packed)
+        job = _admitted(ticket)
     except Refusal as error:
         return "refused", str(error)
     share = min(threads, available_cpus()) if threads else _fair_share(crowd)
-    return "done", _work_shard(job, run, task, share)
+    return "done", _work_shard(job, ticket.run, task, share)
 
 
 def _work_shard(job: Job, run: str, task: ShardTask, threads: int) -> ShardSummary:

@@ -405,8 +405,10 @@ def test_workers_that_cannot_take_part(job: Any, farm: Any, pretending: Any, stu
     work, tasks = job(1, 2)
     machines = farm()
 
-    def refused(work: Job, **environment: str) -> str:
+    def refused(work: Job, *, late: bool = False, **environment: str) -> str:
         worker = machines.worker(**environment)
+        if not late:
+            machines.wait_for(1)
         with pytest.raises(ClusterError) as caught:
             run(Cluster(machines.address, worker_limit=PATIENCE), work, tasks)
         machines.kill(worker)
@@ -440,15 +442,16 @@ def test_workers_that_cannot_take_part(job: Any, farm: Any, pretending: Any, stu
     """
     (tmp_path / "site/sitecustomize.py").write_text(textwrap.dedent(absent), encoding="utf-8")
     site = os.pathsep.join([str(tmp_path / "site"), os.environ["PYTHONPATH"]])
-    text = refused(work, PYTHONPATH=site)
-    assert "not installed there" in text
-    assert f"pip install 'sparsespec[dask]=={sparsespec.__version__}'" in text
+    for late in (False, True):
+        text = refused(work, late=late, PYTHONPATH=site)
+        assert "not installed there" in text
+        assert f"pip install 'sparsespec[dask]=={sparsespec.__version__}'" in text
 
     assert "can't load what it is to do (ModuleNotFoundError" in refused(work, PYTHONPATH="")
 
     apart = Job(work.segmenter, stub.Elsewhere(work.source.folder), stub.Elsewhere(work.target.folder))
     for what in ("output", "input"):
-        text = refused(apart, STUB_ELSEWHERE=what)
+        text = refused(apart, late=what == "output", STUB_ELSEWHERE=what)
         assert f"doesn't see the same files in the {what} folder" in text
         assert "s3://BUCKET" in text
     assert files(tmp_path / "out") == {}
