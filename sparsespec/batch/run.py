@@ -23,7 +23,7 @@ from sparsespec.batch.inputs import Inputs
 from sparsespec.batch.job import Engine, Formats, ImageSegmenter, Item, Job, Outcome, ShardEngine
 from sparsespec.batch.merge import merged
 from sparsespec.batch.names import output_names
-from sparsespec.batch.outputs import OutputsError, held, prepare
+from sparsespec.batch.outputs import OutputsError, held, prepare, sweep
 from sparsespec.batch.plan import (
     DEFAULT_SHARD_SIZE,
     REPORT_CARDS,
@@ -34,7 +34,7 @@ from sparsespec.batch.plan import (
     shard_of,
 )
 from sparsespec.batch.record import RECORD_NAME, BatchResult, Row, Rows
-from sparsespec.batch.shard import Shard, ShardTask, blocked_by, gone, is_hopeless, quarantined, remove_stale
+from sparsespec.batch.shard import ENDED, Shard, ShardTask, blocked_by, gone, is_hopeless, quarantined, remove_stale
 from sparsespec.batch.state import State
 from sparsespec.batch.store import LocalStore, Store
 from sparsespec.images import DEFAULT_MAX_PIXELS
@@ -239,6 +239,8 @@ class _Run:
             ended = "blocked" if work.blocked else "interrupted" if interrupts.count else None
             ended = ended or ("stopped" if work.failed_fast else "finished")
             seconds = time.perf_counter() - clock
+            if work.left:
+                sweep(self._job.target)
             if interrupts.count < 2 or self._total <= _AT_ONCE:
                 with _held_interrupts() if self._total <= _AT_ONCE else nullcontext():
                     counts = self._write(ended, seconds)
@@ -302,6 +304,7 @@ class _Work:
         self.stopping = threading.Event()
         self.blocked: str | None = None
         self.failed_fast = False
+        self.left = False
         self.earlier = 0
 
     def begin(self) -> None:
@@ -341,6 +344,7 @@ class _Work:
             for summary in results:
                 for path, status, error, instances in summary.rows:
                     self._settled += 1
+                    self.left |= status == "failed"
                     self._tell(Row(path=path, status=status, error=error, instances=instances))
                 if summary.blocked is not None:
                     self.blocked = summary.blocked
@@ -409,6 +413,8 @@ class _Work:
             self._tell(outcome.row)
 
     def _tell(self, row: Row) -> None:
+        if row.reason in ENDED:
+            self.left = True
         if row.status == "failed" and self._fail_fast:
             self.failed_fast = True
             self.stopping.set()
