@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,21 @@ if TYPE_CHECKING:
     from sparsespec.batch.shard import ShardSummary, ShardTask
     from sparsespec.pipeline import Segmentation
 
-__all__ = ["Engine", "Formats", "ImageSegmenter", "Item", "Job", "Outcome", "ShardEngine", "failure", "in_order"]
+__all__ = [
+    "Engine",
+    "Formats",
+    "ImageSegmenter",
+    "Item",
+    "Job",
+    "Outcome",
+    "ShardEngine",
+    "closed",
+    "failure",
+    "in_order",
+]
+
+
+_T = TypeVar("_T")
 
 
 class ImageSegmenter(Protocol):
@@ -222,6 +237,17 @@ def failure(item: Item, error: str, reason: str, *, seconds: float = 0.0) -> Out
     """
     row = Row(path=item.path, status="failed", error=error, reason=reason, seconds={"total": round(seconds, 6)})
     return Outcome(row, name=item.name)
+
+
+@contextmanager
+def closed(values: Iterator[_T]) -> Iterator[Iterator[_T]]:
+    """Close an iterator after a block, if it can be closed."""
+    try:
+        yield values
+    finally:
+        close = getattr(values, "close", None)
+        if close is not None:
+            close()
 
 
 def in_order(path: str) -> list[str]:

@@ -82,7 +82,7 @@ def _outcomes(streams: Sequence[Iterator[tuple[_Key, Outcome]]]) -> Iterator[Out
 def _shard(state: State, number: int, items: Sequence[Item], stack: ExitStack) -> Iterator[tuple[_Key, Outcome]]:
     known = {item.path: item for item in items}
     seen = set()
-    settled: Iterator[Outcome] = state.outcomes(number, known.keys(), stack)
+    settled: Iterator[Outcome] = state.outcomes(number, set(known), stack)
     missing: list[Item] = []
     position = 0
     for outcome in settled:

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from sparsespec.batch.assemble import Facts, assemble, now, write_running
 from sparsespec.batch.inline import Inline
 from sparsespec.batch.inputs import Inputs
-from sparsespec.batch.job import Engine, Formats, ImageSegmenter, Item, Job, Outcome, ShardEngine
+from sparsespec.batch.job import Engine, Formats, ImageSegmenter, Item, Job, Outcome, ShardEngine, closed
 from sparsespec.batch.merge import merged
 from sparsespec.batch.names import output_names
 from sparsespec.batch.outputs import OutputsError, held, prepare, sweep
@@ -263,7 +263,7 @@ class _Run:
         target = self._job.target
         with target.staged() as folder:
             outcomes = merged(self._state, self._plan.shards, self.items, folder)
-            with closing(outcomes):
+            with closed(outcomes):
                 counts, paths = assemble(
                     outcomes, self._unlisted, folder, self._job.formats, self._facts, state=ended, seconds=seconds
                 )
@@ -320,7 +320,7 @@ class _Work:
             results = engine.outcomes(
                 self._job, _Guarded(self._files(isinstance(engine, Inline))), begin=self._begin, stopping=self.stopping
             )
-            cleanup.enter_context(closing(results))
+            cleanup.enter_context(closed(results))
             for item, outcomes in results:
                 with _held_interrupts():
                     self._note(item, outcomes)
@@ -340,7 +340,7 @@ class _Work:
                 sizes[number] = len(shard.pending)
                 yield ShardTask(number, tuple(items), retry_quarantined=self._run.retry)
 
-        with closing(engine.summaries(self._job, _Guarded(tasks()), stopping=self.stopping)) as results:
+        with closed(engine.summaries(self._job, _Guarded(tasks()), stopping=self.stopping)) as results:
             for summary in results:
                 for path, status, error, instances in summary.rows:
                     self._settled += 1
@@ -387,7 +387,7 @@ class _Work:
         return self._guard is False
 
     def _guarded(self, item: Item) -> Iterator[tuple[Item, list[Outcome]]]:
-        with closing(self._guard.outcomes(self._job, [item], begin=self._begin, stopping=threading.Event())) as results:
+        with closed(self._guard.outcomes(self._job, [item], begin=self._begin, stopping=threading.Event())) as results:
             yield from results
 
     def _shard(self, item: Item) -> Shard:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,7 @@ class Store(Protocol):
         """
         ...
 
-    def publish(self, staging: Path, paths: list[str]) -> None:
+    def publish(self, staging: Path, paths: Sequence[str]) -> None:
         """Bring files written into a folder of `staged` to the store, and remove them there; nothing if it is one."""
         ...
 
@@ -160,7 +160,7 @@ class LocalStore:
         """Give the folder itself."""
         yield self.folder
 
-    def publish(self, staging: Path, paths: list[str]) -> None:
+    def publish(self, staging: Path, paths: Sequence[str]) -> None:
         """Nothing is to be done: the files are where they belong."""
 
 
