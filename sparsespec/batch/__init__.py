@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from sparsespec.batch.inline import run_batch
 from sparsespec.batch.inputs import Inputs, InputsError, find_inputs
-from sparsespec.batch.outputs import OutputsError, output_names
+from sparsespec.batch.names import output_names
+from sparsespec.batch.outputs import OutputsError
 from sparsespec.batch.record import BatchResult, Row
 
 __all__ = [

@@ -19,8 +19,9 @@ import numpy as np
 import sparsespec
 from sparsespec.batch.inputs import Inputs
 from sparsespec.batch.job import ImageSegmenter, Outcome
+from sparsespec.batch.names import output_names
 from sparsespec.batch.one import process_image, remove_results
-from sparsespec.batch.outputs import OutputFolder, output_names
+from sparsespec.batch.outputs import OutputFolder
 from sparsespec.batch.record import BatchResult, Row, write_record
 from sparsespec.batch.several import InOrder, Room
 from sparsespec.formats.coco import CocoWriter

@@ -1,12 +1,10 @@
-"""Where results go: names that never meet, and a folder that is never overwritten by accident."""
+"""Where results go: a folder that is never overwritten by accident."""
 
 from __future__ import annotations
 
 import json
 import os
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,62 +12,13 @@ from pathlib import Path, PurePosixPath
 from sparsespec._atomic import TEMPORARY_PATTERN
 from sparsespec.batch.record import RECORD_NAME, is_record
 
-__all__ = ["OutputFolder", "OutputsError", "output_names"]
+__all__ = ["OutputFolder", "OutputsError"]
 
 _MASKS, _OVERLAYS = "masks", "overlays"
 
 
 class OutputsError(ValueError):
     """The output folder cannot be used as it is."""
-
-
-def output_names(images: Sequence[str]) -> list[str]:
-    """Give every image an output name, without the ending ``.png`` or ``.jpg`` that follows.
-
-    The name is the image's path without its ending: ``a/x.jpg`` becomes ``a/x``. Where that would be taken by two of
-    them, also on a disk that does not tell upper from lower case, each keeps its ending: ``a/x.jpg`` and ``a/x.png``. A
-    number is added where even that is not enough.
-
-    Parameters
-    ----------
-    images : sequence of str
-        Relative paths with ``/`` between the parts, all different.
-
-    Returns
-    -------
-    list of str
-        One name for each, in the same order.
-    """
-    # A folder of the results may not have the name of a result either.
-    folders = {_key(str(parent)) for image in images for parent in PurePosixPath(image).parents}
-    names = [str(PurePosixPath(image).with_suffix("")) for image in images]
-    while True:
-        counts = Counter(_key(name) for name in names)
-        clashing = [
-            index
-            for index, name in enumerate(names)
-            if name != images[index] and (counts[_key(name)] > 1 or _is_folder(name, folders))
-        ]
-        if not clashing:
-            break
-        for index in clashing:
-            names[index] = images[index]
-    taken: set[str] = set()
-    for index, name in enumerate(names):
-        candidate, number = name, 2
-        while _key(candidate) in taken or _is_folder(candidate, folders):
-            candidate, number = f"{name}.{number}", number + 1
-        taken.add(_key(candidate))
-        names[index] = candidate
-    return names
-
-
-def _key(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _is_folder(name: str, folders: set[str]) -> bool:
-    return _key(name + ".png") in folders or _key(name + ".jpg") in folders
 
 
 @dataclass(frozen=True)
