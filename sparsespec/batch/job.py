@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +15,10 @@ from sparsespec.batch.store import Store
 from sparsespec.images import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
+    from sparsespec.batch.shard import ShardSummary, ShardTask
     from sparsespec.pipeline import Segmentation
 
-__all__ = ["Engine", "Formats", "ImageSegmenter", "Item", "Job", "Outcome", "failure", "in_order"]
+__all__ = ["Engine", "Formats", "ImageSegmenter", "Item", "Job", "Outcome", "ShardEngine", "failure", "in_order"]
 
 
 class ImageSegmenter(Protocol):
@@ -108,8 +109,8 @@ class Outcome:
         A small JPEG for the report.
     files : dict of str to int
         Size in bytes of each file written, by its path relative to the output.
-    fingerprint : str or None
-        Which state of the input file this is about, see `Store.fingerprint`.
+    name : str
+        Output name of the input file.
     """
 
     row: Row
@@ -117,7 +118,7 @@ class Outcome:
     properties: list[dict[str, Any]] = field(default_factory=list)
     thumbnail: bytes | None = None
     files: dict[str, int] = field(default_factory=dict)
-    fingerprint: str | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,22 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class ShardEngine(Protocol):
+    """Spreads whole shards over other machines, where `sparsespec.batch.shard.work_shard` does the work."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+    def summaries(self, job: Job, tasks: Iterable[ShardTask], *, stopping: threading.Event) -> Iterator[ShardSummary]:
+        """Work on shards; yield a summary of each as it is finished, in any order.
+
+        Once `stopping` is set, no further file is begun, and the iteration ends soon. Closing the iterator gives up
+        what is at work.
+        """
+        ...
+
+
 def failure(item: Item, error: str, reason: str, *, seconds: float = 0.0) -> Outcome:
     """Note that there is no result for a file.
 
@@ -204,7 +221,7 @@ def failure(item: Item, error: str, reason: str, *, seconds: float = 0.0) -> Out
         Spent on it.
     """
     row = Row(path=item.path, status="failed", error=error, reason=reason, seconds={"total": round(seconds, 6)})
-    return Outcome(row)
+    return Outcome(row, name=item.name)
 
 
 def in_order(path: str) -> list[str]:
