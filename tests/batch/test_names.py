@@ -8,7 +8,8 @@ import pytest
 
 from sparsespec.batch import output_names
 from sparsespec.batch.names import page_name, result_name, why_not_relative
-from sparsespec.batch.outputs import OutputFolder
+from sparsespec.batch.outputs import mask_file, overlay_file, yolo_file
+from sparsespec.formats.cutouts import cutout_path
 
 
 def names(*images: str) -> dict[str, str]:
@@ -190,11 +191,12 @@ def test_outputs_never_meet(seed: int) -> None:
     written = []
     for image, name in zip(ordered, found, strict=True):
         one = [
-            [f"{kind(item)}" for item in items] + [f"labels/{item}.txt" for item in items]
-            + [f"cutouts/{item}/{number:03d}.png" for item in items for number in (1, 2)]
+            [
+                *(kind(item) for item in items for kind in (mask_file, overlay_file, yolo_file)),
+                *(cutout_path(item, number) for item in items for number in (1, 2)),
+            ]
             for items in ([name], [page_name(name, image, 1), page_name(name, image, 2)])
-            for kind in (OutputFolder.mask,)
-        ]  # fmt: skip
+        ]
         written.append(one)
     everything = [file for forms in written for files in forms for file in files]
     keys = [unicodedata.normalize("NFD", unicodedata.normalize("NFD", file).casefold()) for file in everything]
