@@ -98,7 +98,7 @@ class Item:
     path : str
         Relative to the input, ``/`` between the parts.
     name : str
-        Its output name, of `sparsespec.batch.outputs.output_names`.
+        Its output name, of `sparsespec.batch.names.output_names`.
     thumbnail : bool
         The report will show it.
     """
