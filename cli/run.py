@@ -220,6 +220,12 @@ class PositiveNumber(click.ParamType):
     help="Link instances from frame to frame of each folder, and write a YouTube-VIS submission: youtube_vis.json.",
 )
 @click.option(
+    "--video-list",
+    type=click.Path(),
+    metavar="FILE",
+    help="JSON file of a data set with the numbers of its videos, for --youtube-vis; else they are numbered from 1.",
+)
+@click.option(
     "--coco-shards",
     is_flag=True,
     help="COCO JSON for each shard of the images, instances/*.json, instead of one instances.json.",
@@ -272,6 +278,7 @@ def run_command(
     yolo: bool,
     table: str | None,
     youtube_vis: bool,
+    video_list: str | None,
     coco_shards: bool,
     shard_size: int,
     seed: int,
@@ -322,6 +329,8 @@ def run_command(
     engine = engine or ("processes" if limited else "inline")
     if dask_scheduler is not None and engine != "dask":
         raise click.UsageError("--dask-scheduler goes with --engine dask.", ctx)
+    if video_list is not None and not youtube_vis:
+        raise click.UsageError("--video-list goes with --youtube-vis.", ctx)
     size = _size(ctx, long_side, scale, megapixels)
     try:
         inputs = find_inputs(source, output=output, storage_options=storage_options)
@@ -370,6 +379,7 @@ def run_command(
                     coco_shards=coco_shards,
                     table=table,
                     youtube_vis=youtube_vis,
+                    video_list=video_list,
                 ),
                 overwrite=overwrite,
                 prune=prune,

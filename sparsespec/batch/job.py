@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from sparsespec.batch.record import Row
 from sparsespec.batch.store import Store
+from sparsespec.formats.table import TableKind
 from sparsespec.images import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class Formats:
         ``csv`` or ``parquet``: a table of all instances.
     youtube_vis : bool
         A YouTube-VIS submission: instances linked from frame to frame of each folder.
+    video_list : str or None
+        JSON file of a data set that has the numbers of its videos, for the submission.
     """
 
     overlays: bool = True
@@ -85,8 +88,9 @@ class Formats:
     yolo: bool = False
     polygons: bool = False
     coco_shards: bool = False
-    table: str | None = None
+    table: TableKind | None = None
     youtube_vis: bool = False
+    video_list: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
 import signal
@@ -37,6 +38,8 @@ from sparsespec.batch.record import RECORD_NAME, BatchResult, Row, Rows
 from sparsespec.batch.shard import ENDED, Shard, ShardTask, blocked_by, gone, is_hopeless, quarantined, remove_stale
 from sparsespec.batch.state import State
 from sparsespec.batch.store import LocalStore, Store
+from sparsespec.formats.table import TABLE_KINDS
+from sparsespec.formats.youtube_vis import video_ids
 from sparsespec.images import DEFAULT_MAX_PIXELS
 
 __all__ = ["run_batch"]
@@ -134,12 +137,14 @@ def run_batch(
     engine = Inline() if engine is None else engine
     if time_limit is not None and isinstance(engine, Inline):
         raise ValueError("time_limit needs an engine with worker processes: a thread cannot be stopped")
+    formats = formats or Formats()
+    _check_formats(formats)
     target = output if isinstance(output, Store) else LocalStore(Path(output))
     job = Job(
         segmenter,
         inputs.source,
         target,
-        formats=formats or Formats(),
+        formats=formats,
         max_pixels=max_pixels,
         follow_links=follow_links or inputs.named,
         time_limit=time_limit,
@@ -491,6 +496,16 @@ def _held_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
     for handler, *arguments in held:
         handler(*arguments)
+
+
+def _check_formats(formats: Formats) -> None:
+    """See what is wrong with the formats before the first image."""
+    if formats.table == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ImportError("a Parquet table needs pyarrow: pip install 'sparsespec[table]'")
+    if formats.table is not None and formats.table not in TABLE_KINDS:
+        raise ValueError(f"table must be one of {', '.join(TABLE_KINDS)}, not {formats.table!r}")
+    if formats.video_list is not None:
+        video_ids(formats.video_list)
 
 
 def _whole(place: Any) -> str:
