@@ -13,6 +13,7 @@ from sparsespec.batch.names import output_names
 from sparsespec.batch.outputs import OutputsError
 from sparsespec.batch.record import BatchResult, Row
 from sparsespec.batch.run import run_batch
+from sparsespec.batch.store import LocalStore, Store, open_store
 
 __all__ = [
     "BatchResult",
@@ -20,9 +21,12 @@ __all__ = [
     "Inline",
     "Inputs",
     "InputsError",
+    "LocalStore",
     "OutputsError",
     "Row",
+    "Store",
     "find_inputs",
+    "open_store",
     "output_names",
     "run_batch",
 ]

@@ -18,10 +18,11 @@ from sparsespec._mapped import release
 from sparsespec.batch.inputs import leads_outside
 from sparsespec.batch.job import Item, Job, Outcome, failure
 from sparsespec.batch.names import page_name
-from sparsespec.batch.outputs import mask_file, overlay_file
+from sparsespec.batch.outputs import mask_file, overlay_file, yolo_file
 from sparsespec.batch.record import Row, jsonable
 from sparsespec.batch.store import inside
 from sparsespec.formats.coco import instance_annotations
+from sparsespec.formats.cutouts import cutout_path, write_cutouts
 from sparsespec.formats.labels import write_label_png
 from sparsespec.formats.overlay import (
     DEFAULT_MAX_SIDE,
@@ -30,6 +31,9 @@ from sparsespec.formats.overlay import (
     reduced_copy,
     write_overlay_jpeg,
 )
+from sparsespec.formats.polygons import add_polygons
+from sparsespec.formats.table import instance_properties
+from sparsespec.formats.yolo import write_yolo
 from sparsespec.images import LARGE_IMAGE, ImageReadError, PixelSource, count_pages, open_image
 
 if TYPE_CHECKING:
@@ -188,7 +192,23 @@ class _Image:
         self, staging: Path, source: PixelSource, labels: npt.NDArray[Any], annotations: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
         """Write what is asked for beside the label image and the overlay; properties for the table."""
-        return []
+        formats, row = self._job.formats, self._row
+        height, width = labels.shape
+        if formats.polygons or formats.yolo:
+            add_polygons(annotations, labels)
+        if formats.yolo:
+            with _output_errors():
+                write_yolo(self._place(staging, yolo_file(self._name)), annotations, width, height)
+            row.yolo = self._written[-1]
+        if not formats.polygons:
+            for annotation in annotations:
+                annotation.pop("polygons", None)
+        if formats.cutouts and annotations:
+            inside(staging, cutout_path(self._name, 1))
+            with _output_errors():
+                row.cutouts = write_cutouts(staging, self._name, source, labels, annotations)
+            self._written += row.cutouts
+        return instance_properties(source, labels, annotations) if formats.table is not None else []
 
     def _place(self, staging: Path, path: str) -> Path:
         """Give the place of a file to be written, with its folder made."""

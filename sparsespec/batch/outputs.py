@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from sparsespec._atomic import TEMPORARY_PATTERN
 from sparsespec._locks import try_to_lock
+from sparsespec.batch.job import Item
+from sparsespec.batch.names import page_name
 from sparsespec.batch.plan import Plan, PlanError
 from sparsespec.batch.record import RECORD_NAME, is_record, stored_rows
 from sparsespec.batch.state import STATE, State
@@ -20,8 +22,10 @@ __all__ = [
     "held",
     "mask_file",
     "overlay_file",
+    "planned_files",
     "prepare",
     "remove_outputs",
+    "sweep",
     "yolo_file",
 ]
 
@@ -32,7 +36,7 @@ FINAL_FILES = (
     "instances.csv",
     "instances.parquet",
     "youtube_vis.json",
-    "youtube_vis_videos.json",
+    "youtube_vis.videos.json",
     "yolo/data.yaml",
     RECORD_NAME,
 )
@@ -56,6 +60,23 @@ def overlay_file(name: str) -> str:
 def yolo_file(name: str) -> str:
     """Give the path of labels for YOLO, relative to the output."""
     return f"{_YOLO}/{name}.txt"
+
+
+def planned_files(store: Store, item: Item) -> Iterator[str]:
+    """List what a process may have written of a file when it ended too early to tell."""
+    yield from (mask_file(item.name), overlay_file(item.name), yolo_file(item.name))
+    pages = page_name(item.name, item.path, 1).rpartition("/")[0]
+    # Beside the cut-outs of an image may lie those of a folder that is called like it.
+    own = f"{_CUTOUTS}/{item.name}/"
+    yield from [path for path in store.list(own.rstrip("/")) if "/" not in path.removeprefix(own)]
+    for kind in (_MASKS, _OVERLAYS, _YOLO, _CUTOUTS):
+        yield from list(store.list(f"{kind}/{pages}"))
+
+
+def sweep(store: Store) -> None:
+    """Remove what a process that ended too early left unfinished."""
+    if store.folder is not None:
+        _sweep(store.folder)
 
 
 def remove_outputs(store: Store, paths: Iterable[str]) -> None:

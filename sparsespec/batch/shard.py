@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import sparsespec
-from sparsespec.batch.job import Engine, Item, Job, Outcome, failure, in_order
+from sparsespec.batch.job import Engine, Item, Job, Outcome, closed, failure, in_order
 from sparsespec.batch.journal import Journal
-from sparsespec.batch.outputs import remove_outputs
+from sparsespec.batch.outputs import planned_files, remove_outputs
 from sparsespec.batch.state import State
 from sparsespec.formats.coco import CocoWriter
 
@@ -18,6 +18,9 @@ __all__ = ["Shard", "ShardSummary", "ShardTask", "work_shard"]
 
 QUARANTINE = ("crash", "timeout")
 """Reasons for which a file is not tried again unless that is asked for."""
+
+ENDED = (*QUARANTINE, "memory")
+"""Reasons for which a process may have left files behind."""
 
 _IDS_A_SHARD = 1_000_000
 _MOST_DEATHS = 3
@@ -136,6 +139,8 @@ class Shard:
 
     def settle(self, item: Item, outcomes: list[Outcome]) -> None:
         """Note what became of a file."""
+        if outcomes[0].row.reason in ENDED:
+            remove_outputs(self._job.target, planned_files(self._job.target, item))
         for outcome in outcomes:
             if outcome.row.fingerprint is None:
                 outcome.row.fingerprint = self._fingerprint(item)
@@ -250,7 +255,7 @@ def work_shard(job: Job, task: ShardTask, engine: Engine, *, stopping: threading
         for item in [item for item in todo if item.path in task.quarantined]:
             settle(item, [quarantined(item)])
         items: Iterator[Item] = (item for item in todo if item.path not in task.quarantined)
-        with closing(engine.outcomes(job, items, begin=shard.begin, stopping=stopping)) as results:
+        with closed(engine.outcomes(job, items, begin=shard.begin, stopping=stopping)) as results:
             for item, outcomes in results:
                 summary.blocked = blocked_by(outcomes)
                 if summary.blocked is not None:

@@ -59,7 +59,8 @@ class ReportCard:
 class ReportWriter:
     """Collects one card after the other and writes the page at the end.
 
-    There are no times in it: it depends on the results only. The cards, with their pictures, wait in an unnamed temporary file, so that memory does not grow with the run.
+    There are no times in it: it depends on the results only. The cards, with their pictures, wait in an unnamed
+    temporary file, so that memory does not grow with the run.
 
     Parameters
     ----------
