@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -34,7 +34,8 @@ from sparsespec._threads import available_cpus
 from sparsespec.batch import cluster_worker
 from sparsespec.batch.cluster_worker import Probe, Ticket
 from sparsespec.batch.job import Job
-from sparsespec.batch.state import STATE
+from sparsespec.batch.outputs import sweep
+from sparsespec.batch.state import STATE, State
 
 if TYPE_CHECKING:
     from sparsespec.batch.shard import ShardSummary, ShardTask
@@ -278,10 +279,21 @@ class _Call:
 
 @dataclass
 class _Piece:
-    """A task as the scheduler gets it: a shard, or some files of one that has cost workers."""
+    """A task as the scheduler gets it.
+
+    Attributes
+    ----------
+    task : ShardTask
+        A shard, or some files of one that has cost workers.
+    attempts : int
+        How often it was tried again for other reasons.
+    suspect : bool
+        It was there when too many workers died.
+    """
 
     task: ShardTask
     attempts: int = 0
+    suspect: bool = False
 
 
 @dataclass
@@ -305,8 +317,10 @@ class _Broken:
         How often it was taken apart.
     open : int
         Parts that are not through yet.
+    alone : Counter of str
+        How often a file has cost workers while it was alone.
     culprits : set of str
-        Files that cost workers when they were alone.
+        Files that have done so twice.
     rows : list
         What became of the others so far, as in a ShardSummary.
     """
@@ -314,6 +328,7 @@ class _Broken:
     task: ShardTask
     rounds: int = 0
     open: int = 0
+    alone: Counter[str] = field(default_factory=Counter)
     culprits: set[str] = field(default_factory=set)
     rows: list[tuple[str, str, str | None, int]] = field(default_factory=list)
 
@@ -349,6 +364,7 @@ class _Run:
         self._keys = 0
         self._at_work: dict[str, tuple[_Piece, Any]] = {}
         self._waiting: list[tuple[float, int, _Piece]] = []
+        self._suspects: deque[_Piece] = deque()
         self._broken: dict[int, _Broken] = {}
         self._events: SimpleQueue[Any] = SimpleQueue()
         now = time.monotonic()
@@ -356,6 +372,7 @@ class _Run:
         self._answered = self._worker_seen = self._progress = now
         self._known: set[str] = set()
         self._checking: set[str] = set()
+        self._lost_some = False
         self._nthreads: dict[str, int] = {}
         self._crowd: dict[str, int] = {}
         self._stopped: float | None = None
@@ -366,8 +383,8 @@ class _Run:
             self._heed_stop()
             self._look()
             self._submit()
-            if not self._at_work and not self._waiting:
-                return
+            if not self._at_work and not self._waiting and not self._suspects:
+                break
             try:
                 event = self._events.get(timeout=_LISTENING)
             except Empty:
@@ -376,6 +393,8 @@ class _Run:
                 self._checked(event)
             elif (summary := self._ended(event)) is not None:
                 yield summary
+        if self._lost_some:
+            sweep(self._job.target)
 
     def close(self) -> None:
         """Let go of everything; what is at work ends by itself after the file in hand."""
@@ -439,6 +458,7 @@ class _Run:
                 f" of memory: give them more with --memory-limit, or fewer of them to a machine; {_GOES_ON}"
             )
         self._crowd = _crowd(self._nthreads)
+        self._lost_some |= bool(self._known - self._nthreads.keys())
         new = self._nthreads.keys() - self._known - self._checking
         if new and self._stopped is None:
             self._checking |= new
@@ -517,6 +537,8 @@ class _Run:
             future.add_done_callback(self._events.put)
 
     def _next(self) -> _Piece | None:
+        if self._suspects and not any(piece.suspect for piece, _ in self._at_work.values()):
+            return self._suspects.popleft()
         if self._waiting and self._waiting[0][0] <= time.monotonic():
             return heapq.heappop(self._waiting)[2]
         if self._exhausted:
@@ -547,7 +569,7 @@ class _Run:
             kind, content = future.result(timeout=_ANSWER)
         except KilledWorker as error:
             self._drop(future)
-            self._take_apart(piece, error)
+            self._suspect(piece, error)
             return None
         except TimeoutError as error:
             if future.status != "error":
@@ -614,9 +636,17 @@ class _Run:
 
     # Shards that cost workers
 
-    def _take_apart(self, piece: _Piece, error: Exception) -> None:
-        """Halve what has cost too many workers, until a file is alone."""
+    def _suspect(self, piece: _Piece, error: Exception) -> None:
+        """Find out which file it is that costs workers.
+
+        A worker takes all with it that it has at the moment, so whatever was there is suspect at first, and is tried
+        again while no other suspect is.
+        """
+        self._lost_some = True
         task = piece.task
+        if not piece.suspect:
+            self._suspects.append(_Piece(task, suspect=True))
+            return
         broken = self._broken.setdefault(task.number, _Broken(replace(task, only=None)))
         if task.only is None:
             broken.rounds += 1
@@ -627,25 +657,38 @@ class _Run:
                 ) from error
         else:
             broken.open -= 1
+        parts = self._parts(task)
+        if len(parts) == 1:
+            path = parts[0][0]
+            broken.alone[path] += 1
+            if broken.alone[path] > 1:
+                broken.culprits.add(path)
+                parts = []
+        for part in parts:
+            broken.open += 1
+            self._suspects.append(_Piece(replace(broken.task, only=frozenset(part)), suspect=True))
+        if not broken.open:
+            self._finish(broken)
+
+    def _parts(self, task: ShardTask) -> list[list[str]]:
+        """Take a task apart: what was at work when a worker died and the rest, where that is known, or in halves."""
         paths = [
             item.path
             for item in task.items
             if (task.only is None or item.path in task.only) and item.path not in task.quarantined
         ]
-        if len(paths) == 1:
-            broken.culprits.add(paths[0])
+        begun = State(self._job.target).past(task.number)[0].begun
+        found = [path for path in paths if path in begun]
+        if 0 < len(found) < len(paths):
+            return [found, [path for path in paths if path not in begun]]
         half = (len(paths) + 1) // 2
-        for part in (paths[:half], paths[half:]) if len(paths) > 1 else ():
-            broken.open += 1
-            self._wait(_Piece(replace(broken.task, only=frozenset(part))))
-        if not broken.open:
-            self._finish(broken)
+        return [part for part in (paths[:half], paths[half:]) if part]
 
     def _finish(self, broken: _Broken) -> None:
         """All parts are through: what remains is to note the culprits and to write the shard's record."""
         quarantined = tuple(sorted({*broken.task.quarantined, *broken.culprits}))
         broken.task = replace(broken.task, quarantined=quarantined)
-        self._wait(_Piece(broken.task))
+        self._suspects.append(_Piece(broken.task, suspect=True))
 
     # The end
 
@@ -657,6 +700,7 @@ class _Run:
             self._stopped = now
             self._exhausted = True
             self._waiting.clear()
+            self._suspects.clear()
         elif now < self._looked + _LOOKING:
             return
         if now > self._stopped + (self._job.time_limit or _DEFAULT_FILE) + _STOPPING:
