@@ -827,10 +827,12 @@ class _Fault(NamedTuple):
         while following is not None and following not in chain:
             chain.append(following)
             following = following.__cause__ or following.__context__
-        for each in chain:
-            fault = cls._of_one(each)
-            if fault is not None:
-                return fault
+        # What the server said is more exact than what a library made of it.
+        for look in (cls._of_saying, cls._of_kind):
+            for each in chain:
+                fault = look(each)
+                if fault is not None:
+                    return fault
         if isinstance(error, ImportError):
             return cls("store", f"a package is missing: {_line(error)}")
         if isinstance(error, TypeError):
@@ -838,7 +840,7 @@ class _Fault(NamedTuple):
         return cls("other", _line(error))
 
     @classmethod
-    def _of_one(cls, error: BaseException) -> _Fault | None:
+    def _of_saying(cls, error: BaseException) -> _Fault | None:
         if isinstance(error, _HttpStatus):
             return cls._of_status(error.status, str(error), error.wait)
         if isinstance(error, _Elsewhere | StoreError):
@@ -851,6 +853,10 @@ class _Fault(NamedTuple):
         code = getattr(error, "code", None)
         if type(error).__module__.startswith("gcsfs") and str(code).isdigit():
             return cls._of_status(int(str(code)), _line(error))
+        return None
+
+    @classmethod
+    def _of_kind(cls, error: BaseException) -> _Fault | None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return cls("disk", error.strerror or str(error))
         names = {kind.__name__ for kind in type(error).__mro__}
@@ -865,7 +871,7 @@ class _Fault(NamedTuple):
         if isinstance(error, PermissionError) or str(error).startswith("Forbidden"):
             return cls("denied", f"access denied: {_line(error)}")
         if isinstance(error, FileNotFoundError):
-            return cls("missing", "there is no such file")
+            return cls("missing", "there is no such file or bucket")
         if names & _BROKEN_OFF or isinstance(error, ConnectionError):
             return cls("transient", f"the connection broke off: {_line(error)}")
         return None
@@ -891,7 +897,7 @@ class _Fault(NamedTuple):
     @classmethod
     def _of_status(cls, status: int, said: str, wait: float = 0.0) -> _Fault:
         if status in (404, 410):
-            return cls("missing", f"there is no such file ({said})")
+            return cls("missing", f"there is no such file or bucket ({said})")
         if status in (401, 403, 407):
             return cls("denied", f"access denied ({said})")
         if status in (408, 425, 429) or (status >= 500 and status not in (501, 505)):

@@ -426,12 +426,12 @@ def list_images(
         Images whose names cannot be used and folders that cannot be listed, and why.
     """
     unlisted: list[tuple[str, str]] = []
+    wanted = None if pattern is None else pattern.split("/")
 
     def refused(path: str, reason: str) -> None:
-        if path.endswith("/") or _is_image(path):
+        if path.endswith("/") or (_is_image(path) and (wanted is None or _matches(path.split("/"), wanted))):
             unlisted.append((path, reason))
 
-    wanted = None if pattern is None else pattern.split("/")
     # What stands in front of the first wildcard, the server can look for.
     stem = "" if wanted is None else _MAGIC.split(wanted[0])[0]
     images: list[str] = []
