@@ -102,6 +102,7 @@ class Journal:
         self._last = time.monotonic()
         self._lock = threading.Lock()
         self._empty = True
+        self._closed = False
 
     def begin(self, item: Item) -> None:
         """Note that the work on a file begins."""
@@ -114,8 +115,11 @@ class Journal:
 
     def close(self) -> None:
         """Note that this process ends by itself: whatever it had begun is no suspect."""
+        if self._closed:
+            return
         if not self._empty:
             self._add({"closed": True})
+        self._closed = True
         with self._lock:
             self._flush()
             if self._descriptor is not None:

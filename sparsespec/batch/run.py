@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -37,7 +36,8 @@ from sparsespec.batch.plan import (
 from sparsespec.batch.record import RECORD_NAME, BatchResult, Row, Rows
 from sparsespec.batch.shard import ENDED, Shard, ShardTask, blocked_by, gone, is_hopeless, quarantined, remove_stale
 from sparsespec.batch.state import State
-from sparsespec.batch.store import LocalStore, Store
+from sparsespec.batch.store import Store
+from sparsespec.batch.urls import open_store
 from sparsespec.formats.table import TABLE_KINDS
 from sparsespec.formats.youtube_vis import video_ids
 from sparsespec.images import DEFAULT_MAX_PIXELS
@@ -139,7 +139,7 @@ def run_batch(
         raise ValueError("time_limit needs an engine with worker processes: a thread cannot be stopped")
     formats = formats or Formats()
     _check_formats(formats)
-    target = output if isinstance(output, Store) else LocalStore(Path(output))
+    target = output if isinstance(output, Store) else open_store(output)
     job = Job(
         segmenter,
         inputs.source,
