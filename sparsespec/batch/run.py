@@ -366,14 +366,13 @@ class _Work:
             self._shards[number] = shard
             for item in shard.pending.copy():
                 deaths = shard.suspects.get(item.path, 0)
-                if deaths and is_hopeless(deaths) and self._cannot_be_guarded():
-                    self._note(item, [quarantined(item)])
-                elif deaths and inline and not self._cannot_be_guarded():
-                    # It was at work when an earlier run died. Should it be why, this process is to survive it.
-                    for done, outcomes in self._guarded(item):
-                        self._note(done, outcomes)
-                else:
-                    yield item
+                if deaths and inline:
+                    if self._is_done_guarded(item):
+                        continue
+                    if is_hopeless(deaths):
+                        self._note(item, [quarantined(item)])
+                        continue
+                yield item
 
     def _skip(self, shard: Shard) -> None:
         with self._lock:
@@ -391,9 +390,25 @@ class _Work:
                 self._guard = False
         return self._guard is False
 
-    def _guarded(self, item: Item) -> Iterator[tuple[Item, list[Outcome]]]:
-        with closed(self._guard.outcomes(self._job, [item], begin=self._begin, stopping=threading.Event())) as results:
-            yield from results
+    def _is_done_guarded(self, item: Item) -> bool:
+        """Work on a file in another process, if that is possible.
+
+        It was at work when an earlier run died. Should it be why, this process is to survive it.
+        """
+        if self._cannot_be_guarded():
+            return False
+        from sparsespec.batch.processes import WorkerError
+
+        try:
+            with closed(self._guard.outcomes(self._job, [item], begin=self._begin, stopping=threading.Event())) as found:
+                results = list(found)
+        except WorkerError:  # such as of a segmenter of the main program: then as before, three deaths are the limit
+            self._guard = False
+            return False
+        with _held_interrupts():
+            for done, outcomes in results:
+                self._note(done, outcomes)
+        return bool(results)
 
     def _shard(self, item: Item) -> Shard:
         return self._shards[shard_of(item.path, self._run.shards)]
