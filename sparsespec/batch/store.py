@@ -187,7 +187,7 @@ def open_store(place: str | os.PathLike[str], options: Mapping[str, str] | None 
         A URL that cannot be used.
     """
     if is_url(place):
-        from sparsespec.batch.urls import UrlStore
+        from sparsespec.batch.urls import open_url
 
-        return UrlStore(os.fspath(place), options)
+        return open_url(os.fspath(place), options)
     return LocalStore(Path(place))
