@@ -36,8 +36,7 @@ from sparsespec.batch.plan import (
 from sparsespec.batch.record import RECORD_NAME, BatchResult, Row, Rows
 from sparsespec.batch.shard import ENDED, Shard, ShardTask, blocked_by, gone, is_hopeless, quarantined, remove_stale
 from sparsespec.batch.state import State
-from sparsespec.batch.store import Store
-from sparsespec.batch.urls import open_store
+from sparsespec.batch.store import Store, open_store
 from sparsespec.formats.table import TABLE_KINDS
 from sparsespec.formats.youtube_vis import video_ids
 from sparsespec.images import DEFAULT_MAX_PIXELS
