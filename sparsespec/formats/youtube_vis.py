@@ -52,8 +52,7 @@ def video_ids(path: str | os.PathLike[str], *, max_bytes: int = _MAX_JSON_BYTES)
         The file cannot be read.
     """
     source = os.fspath(path)
-    # A pipe must not be waited for; opened for reading at once, it does not block.
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+    with open(source, "rb", opener=_without_waiting) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError(f"'{source}' is no regular file")
         content = file.read(max_bytes + 1)
@@ -78,6 +77,11 @@ def video_ids(path: str | os.PathLike[str], *, max_bytes: int = _MAX_JSON_BYTES)
         numbers[name] = number
         used.add(number)
     return numbers
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    # Opening a pipe would wait for somebody to write into it.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _folder_and_id(video: Any) -> tuple[str, int]:
