@@ -59,6 +59,7 @@ class Progress(Line):
         self._total = total
         self._failed = 0
         self._began = time.perf_counter()
+        self._first: int | None = None
 
     def __enter__(self) -> Progress:
         self._show(0)
@@ -77,20 +78,27 @@ class Progress(Line):
             self._failed += 1
             self.erase()
             click.echo(f"failed: {readable_name(row.path)}: {readable_name(row.error or '')}", err=True)
+        if self._first is None:
+            self._first = position - 1
         self._show(position)
+
+    def stopping(self) -> None:
+        """Say after Ctrl-C what happens now."""
+        self.erase()
+        click.echo("stopping after the images at work; Ctrl-C again to stop now", err=True)
 
     def _show(self, position: int) -> None:
         if self._visible:
-            self.show(self.line(position, time.perf_counter() - self._began))
+            self.show(self.line(position, time.perf_counter() - self._began, self._first or 0))
 
-    def line(self, position: int, elapsed: float) -> str:
-        """Compose the line for `position` images done after `elapsed` seconds."""
+    def line(self, position: int, elapsed: float, earlier: int = 0) -> str:
+        """Compose the line for `position` images done after `elapsed` seconds, `earlier` of them before that."""
         from sparsespec.formats.report import readable_duration
 
         filled = _BAR * position // max(1, self._total)
         text = f"[{'#' * filled}{'-' * (_BAR - filled)}] {position}/{self._total}"
-        if position and elapsed > 0:
-            each = elapsed / position
+        if position > earlier and elapsed > 0:
+            each = elapsed / (position - earlier)
             rate = f"{1 / each:.1f} images/s" if each < 1 else f"{each:.1f} s/image"
             left = readable_duration(each * (self._total - position))
             text += f"  {rate}  {left} left"

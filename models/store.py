@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsespec._atomic import write_atomic
+from sparsespec._locks import try_to_lock
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,7 +36,6 @@ _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 # Device names of Windows, which no file may have there, whatever its ending.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _POLL_SECONDS = 0.1
 
 # Files whose SHA-256 this process has compared: path to (size, time of change, inode).
@@ -221,7 +221,7 @@ class Store:
             raise self.unwritable(path, error) from error
         try:
             waited = False
-            while not _try_to_lock(descriptor):
+            while not try_to_lock(descriptor):
                 if not waited:
                     _LOG.info("waiting for another process that holds %s", path)
                     waited = True
@@ -408,28 +408,3 @@ def _check_part(part: str, whole: str) -> None:
         raise StoreError(
             f"{whole!r} can't be a place in the folder of models: {part!r} isn't allowed as the name of a file"
         )
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_to_lock(descriptor: int) -> bool:
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _try_to_lock(descriptor: int) -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            # Some network file systems have no locks. Files appear whole all the same: at worst, work is done twice.
-            if error.errno not in _NO_LOCKS:
-                raise
-        return True

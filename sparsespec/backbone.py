@@ -214,6 +214,17 @@ class Backbone:
         self._metadata = read_trunk_metadata(self._path)
         self._reset()
 
+    def with_threads(self, threads: int) -> Backbone:
+        """Give a copy with a session of its own that serves one caller at a time, with so many threads."""
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads!r}")
+        other = Backbone.__new__(Backbone)
+        other.__dict__.update(self.__getstate__())
+        other._metadata = self._metadata
+        other._threads, other._concurrency = int(threads), 1
+        other._reset()
+        return other
+
     def __repr__(self) -> str:
         return (
             f"Backbone({self.name!r}, threads={self._threads}, max_tokens={self._max_tokens},"

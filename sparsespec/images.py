@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsespec._threads import available_cpus
+from sparsespec._tiff_pages import EndlessPagesError, at_page, number_of_pages
 
 if TYPE_CHECKING:
     from PIL import Image as PillowModule
@@ -39,6 +40,7 @@ __all__ = [
     "ImageReadError",
     "PixelSource",
     "as_pixels",
+    "count_pages",
     "open_image",
     "read_image",
     "tile_windows",
@@ -131,13 +133,49 @@ class PixelSource(Protocol):
         ...
 
 
-def read_image(path: str | os.PathLike[str], *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> npt.NDArray[Any]:
+def count_pages(path: str | os.PathLike[str]) -> int:
+    """How many pictures a file holds: the pages of a TIFF or BigTIFF, and 1 for every other format.
+
+    Only the list of the pages is read, no pixel of them. Smaller copies of other pages (pyramids, thumbnails) and masks
+    that say so in their tags are no pages. Of an animation the first frame is the picture.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file. Its content decides the format, not its name.
+
+    Returns
+    -------
+    int
+        At least 1, also for a file that turns out to be no image when it is opened. Where the list of the pages of a
+        TIFF is damaged, those that it can reach and one more, which `open_image` reports as damaged.
+
+    Raises
+    ------
+    ImageReadError
+        The file is missing, unreadable or empty; or the list of its pages runs in a circle, or has more than
+        `sparsespec._tiff_pages.MOST_PAGES` entries.
+    """
+    with _open_file(path) as handle:
+        try:
+            return number_of_pages(handle) if _signature(handle) in _TIFF_SIGNATURES else 1
+        except EndlessPagesError as error:
+            raise _endless(path, error) from error
+        except OSError as error:
+            raise ImageReadError(path, _os_reason(error), "check the file and the disk it is on") from error
+
+
+def read_image(
+    path: str | os.PathLike[str], *, page: int = 0, max_pixels: int | None = DEFAULT_MAX_PIXELS
+) -> npt.NDArray[Any]:
     """Read an image file as RGB.
 
     Parameters
     ----------
     path : str or os.PathLike
         The file. Its content decides the format, not its name.
+    page : int
+        Which page of a TIFF, counted from 0; see `count_pages`. Other files have only page 0.
     max_pixels : int or None
         Largest width x height to decode; the header is asked before any pixel is. None lifts the limit.
 
@@ -145,23 +183,26 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int | None = DEFAULT
     -------
     (H, W, 3) ndarray of uint8 or uint16
         RGB over the full range of its type, turned the way its EXIF orientation says. Grey, palette, one-bit and CMYK
-        pictures are converted. Transparent pixels are laid over white. Of an animation the first frame is read, of a
-        TIFF with several pages the first page. Grey PNGs and all TIFFs of 16 bits a sample stay uint16; a 16-bit colour
+        pictures are converted. Transparent pixels are laid over white. Of an animation the first frame is read.
+        Grey PNGs and all TIFFs of 16 bits a sample stay uint16; a 16-bit colour
         PNG comes back as the upper 8 bits, which is what its decoder gives. Floating-point TIFFs with values in [0, 1]
         become uint16; samples with any other range (float, signed, 32-bit) are stretched from smallest to largest.
 
     Raises
     ------
     ImageReadError
-        The file is missing, unreadable, empty, damaged, not an image, or larger than `max_pixels`.
+        The file is missing, unreadable, empty, damaged, not an image, or larger than `max_pixels`; or it has no such
+        page.
     """
-    with _opened(path, max_pixels, max_pixels) as source:
+    with _opened(path, page, max_pixels, max_pixels) as source:
         pixels = source.read(0, 0, *source.shape[:2])
         return pixels if pixels.flags.c_contiguous and pixels.flags.writeable else np.array(pixels, order="C")
 
 
 @contextmanager
-def open_image(path: str | os.PathLike[str], *, max_pixels: int | None = DEFAULT_MAX_PIXELS) -> Iterator[PixelSource]:
+def open_image(
+    path: str | os.PathLike[str], *, page: int = 0, max_pixels: int | None = DEFAULT_MAX_PIXELS
+) -> Iterator[PixelSource]:
     """Open an image file to read it by window; for use in a ``with`` statement.
 
     The pixels are those of `read_image`. A TIFF or BigTIFF of more than 64 MB that is stored in tiles or strips is
@@ -174,6 +215,8 @@ def open_image(path: str | os.PathLike[str], *, max_pixels: int | None = DEFAULT
     ----------
     path : str or os.PathLike
         The file. Its content decides the format, not its name.
+    page : int
+        Which page of a TIFF, counted from 0; see `count_pages`. Other files have only page 0.
     max_pixels : int or None
         Largest width x height to decode whole. A TIFF that is read by window may have `WINDOWED_FACTOR` times as many.
         None lifts both limits.
@@ -188,7 +231,7 @@ def open_image(path: str | os.PathLike[str], *, max_pixels: int | None = DEFAULT
     ImageReadError
         As `read_image`; a piece that turns out to be damaged is reported by the window that touches it.
     """
-    with _opened(path, max_pixels, None if max_pixels is None else max_pixels * WINDOWED_FACTOR) as source:
+    with _opened(path, page, max_pixels, None if max_pixels is None else max_pixels * WINDOWED_FACTOR) as source:
         yield source
 
 
@@ -606,37 +649,75 @@ def _check_size(
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str], max_pixels: int | None, max_windowed: int | None) -> Iterator[PixelSource]:
+def _opened(
+    path: str | os.PathLike[str], page: int, max_pixels: int | None, max_windowed: int | None
+) -> Iterator[PixelSource]:
     """Open any file; the two limits are for pictures that are decoded whole and by piece."""
     if max_pixels is not None and max_pixels < 1:
         raise ValueError(f"max_pixels must be at least 1 or None, got {max_pixels}")
-    file = Path(path)
-    _check_file(file, path)
-    with _open_file(file, path) as handle:
+    if page < 0:
+        raise ValueError(f"page must be at least 0, got {page}")
+    with _open_file(path) as handle:
         try:
-            signature = handle.read(4)
-            handle.seek(0)
-            if signature in _POSTSCRIPT_SIGNATURES:
-                raise ImageReadError(path, "it is PostScript, not a photograph", "export it as PNG or JPEG")
-            with _own_process_state():
-                if signature in _TIFF_SIGNATURES:
-                    source = _open_tiff(handle, path, max_pixels, max_windowed)
-                else:
-                    source = _open_with_pillow(handle, path, max_pixels)
-        except (ImageReadError, MemoryError):
-            raise
-        except OSError as error:
-            if error.errno is not None:
-                raise ImageReadError(path, _os_reason(error), "check the file and the disk it is on") from error
-            raise _damaged(path, error) from error
-        except Exception as error:
-            # Decoders raise nearly anything on damaged input: SyntaxError, struct.error, EOFError, zlib.error,
-            # IndexError.
-            raise _damaged(path, error) from error
+            source = _decoded_file(handle, path, page, max_pixels, max_windowed)
+        except ImageReadError as error:
+            if page == 0:
+                raise
+            raise ImageReadError(path, f"page {page} (counted from 0): {error.reason}", error.advice) from error
         yield source
 
 
-def _open_file(file: Path, path: str | os.PathLike[str]) -> BinaryIO:
+def _decoded_file(
+    handle: BinaryIO, path: str | os.PathLike[str], page: int, max_pixels: int | None, max_windowed: int | None
+) -> PixelSource:
+    try:
+        signature = _signature(handle)
+        if signature in _POSTSCRIPT_SIGNATURES:
+            raise ImageReadError(path, "it is PostScript, not a photograph", "export it as PNG or JPEG")
+        with _own_process_state():
+            if signature in _TIFF_SIGNATURES:
+                return _open_tiff(_tiff_page(handle, path, page), path, max_pixels, max_windowed)
+            if page > 0:
+                raise _no_such_page(path, 1)
+            return _open_with_pillow(handle, path, max_pixels)
+    except (ImageReadError, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno is not None:
+            raise ImageReadError(path, _os_reason(error), "check the file and the disk it is on") from error
+        raise _damaged(path, error) from error
+    except Exception as error:
+        # Decoders raise nearly anything on damaged input: SyntaxError, struct.error, EOFError, zlib.error,
+        # IndexError.
+        raise _damaged(path, error) from error
+
+
+def _signature(handle: BinaryIO) -> bytes:
+    signature = handle.read(4)
+    handle.seek(0)
+    return signature
+
+
+def _tiff_page(handle: BinaryIO, path: str | os.PathLike[str], page: int) -> BinaryIO:
+    try:
+        return at_page(handle, page)
+    except IndexError as error:
+        raise _no_such_page(path, error.args[0]) from error
+    except EndlessPagesError as error:
+        raise _endless(path, error) from error
+
+
+def _no_such_page(path: str | os.PathLike[str], count: int) -> ImageReadError:
+    return ImageReadError(path, f"the file has {count} page{'s' * (count != 1)}", "ask for one of them, from 0 on")
+
+
+def _endless(path: str | os.PathLike[str], error: EndlessPagesError) -> ImageReadError:
+    return ImageReadError(path, str(error), "export it again, in several files if there are so many pages")
+
+
+def _open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    file = Path(path)
+    _check_file(file, path)
     try:
         return file.open("rb")
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import time
@@ -30,6 +31,8 @@ _USUAL_RESIDUAL = 1 / 8
 _CALIBRATION = (2.76, 3.52)
 # A crop whose longer side is more than this share of what the network saw at once would show nothing new.
 LARGEST_CROP = 0.85
+# Height and width of the picture that nobody wants segmented.
+_WARM_UP = (112, 224)
 
 
 @dataclass(frozen=True)
@@ -251,6 +254,33 @@ class Segmenter:
     def backbone(self) -> Backbone:
         """The network that gives the features."""
         return self._backbone
+
+    def with_threads(self, threads: int) -> Segmenter:
+        """Give a copy that segments one image at a time with so many threads, its model not yet opened.
+
+        Its results are the same: this is how a worker process is kept to its share of the processors.
+        """
+        other = copy.copy(self)
+        other._backbone = self._backbone.with_threads(threads)
+        return other
+
+    def warm_up(self) -> None:
+        """Open the model and segment a small picture, so that no image waits for it or for kernels to be compiled.
+
+        Raises
+        ------
+        ImportError, ProviderError
+            See :meth:`sparsespec.backbone.Backbone.features`.
+        """
+        down, across = np.mgrid[: _WARM_UP[0], : _WARM_UP[1]]
+        picture = np.stack([down * 2, across, 255 - across], axis=2).astype(np.uint8)
+        # Something to find: two discs of other colours than what is behind them.
+        for middle, colour in ((_WARM_UP[1] // 4, (240, 200, 40)), (_WARM_UP[1] * 3 // 4, (40, 30, 60))):
+            picture[np.hypot(down - _WARM_UP[0] // 2, across - middle) < _WARM_UP[0] / 3] = colour
+        other = copy.copy(self)
+        other._resolution = _resolution(None, None, None)
+        other._n_instances = None if self._n_instances is None else 1
+        other(picture)
 
     def __call__(
         self, image: npt.ArrayLike | PixelSource, *, out: npt.NDArray[np.integer[Any]] | None = None

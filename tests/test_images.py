@@ -26,6 +26,7 @@ from sparsespec.images import (
     ImageReadError,
     PixelSource,
     as_pixels,
+    count_pages,
     crop,
     open_image,
     read_image,
@@ -999,3 +1000,36 @@ def test_a_crop_is_read_where_it_lies() -> None:
 def test_a_crop_lies_inside(box: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="window must lie inside the picture of 12 rows and 20 columns"):
         crop(as_pixels(COLOUR), box)
+
+
+def book(path: Path, *, bigtiff: bool = False, byteorder: Any = "<", compression: Any = None) -> list[np.ndarray]:
+    """Write a TIFF with pages of three sizes and kinds, each followed by a small copy; return the pages."""
+    pages = [SCENE, np.tile(DEEP, (3, 1)), SCENE[:30, :, 1]]
+    with tifffile.TiffWriter(path, bigtiff=bigtiff, byteorder=byteorder) as file:
+        for page in pages:
+            options: Any = {"photometric": "rgb" if page.ndim == 3 else "minisblack", "compression": compression}
+            file.write(page, rowsperstrip=8, **options)
+            file.write(page[::2, ::2], subfiletype=1, **options)
+    return [page if page.ndim == 3 else grey_as_rgb(page) for page in pages]
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize(("bigtiff", "byteorder"), list(itertools.product([False, True], "<>")))
+@pytest.mark.parametrize("whole", [0, 1 << 30])
+def test_every_page_of_a_tiff(
+    tmp_path: Path, bigtiff: bool, byteorder: str, compression: Any, whole: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_WHOLE_TIFF", whole)
+    path = tmp_path / "a.tif"
+    pages = book(path, bigtiff=bigtiff, byteorder=byteorder, compression=compression)
+    assert count_pages(path) == 3
+    for index, expected in enumerate(pages):
+        image = read_image(path, page=index)
+        assert image.dtype == expected.dtype
+        np.testing.assert_array_equal(image, expected)
+        with open_image(path, page=index) as source:
+            np.testing.assert_array_equal(source.read(3, 2, 21, 17), expected[3:21, 2:17])
+    with pytest.raises(ImageReadError, match="the file has 3 pages"):
+        read_image(path, page=3)
+    with pytest.raises(ValueError, match="page must be at least 0, got -1"):
+        read_image(path, page=-1)

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from sparsespec.batch.record import Row
 from sparsespec.batch.store import Store
+from sparsespec.formats.table import TableKind
 from sparsespec.images import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
+    from sparsespec.batch.shard import ShardSummary, ShardTask
     from sparsespec.pipeline import Segmentation
 
-__all__ = ["Engine", "Formats", "ImageSegmenter", "Item", "Job", "Outcome", "failure", "in_order"]
+__all__ = [
+    "Engine",
+    "Formats",
+    "ImageSegmenter",
+    "Item",
+    "Job",
+    "Outcome",
+    "ShardEngine",
+    "closed",
+    "failure",
+    "in_order",
+]
+
+
+_T = TypeVar("_T")
 
 
 class ImageSegmenter(Protocol):
@@ -62,6 +79,8 @@ class Formats:
         ``csv`` or ``parquet``: a table of all instances.
     youtube_vis : bool
         A YouTube-VIS submission: instances linked from frame to frame of each folder.
+    video_list : str or None
+        JSON file of a data set that has the numbers of its videos, for the submission.
     """
 
     overlays: bool = True
@@ -69,8 +88,9 @@ class Formats:
     yolo: bool = False
     polygons: bool = False
     coco_shards: bool = False
-    table: str | None = None
+    table: TableKind | None = None
     youtube_vis: bool = False
+    video_list: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +102,7 @@ class Item:
     path : str
         Relative to the input, ``/`` between the parts.
     name : str
-        Its output name, of `sparsespec.batch.outputs.output_names`.
+        Its output name, of `sparsespec.batch.names.output_names`.
     thumbnail : bool
         The report will show it.
     """
@@ -108,8 +128,8 @@ class Outcome:
         A small JPEG for the report.
     files : dict of str to int
         Size in bytes of each file written, by its path relative to the output.
-    fingerprint : str or None
-        Which state of the input file this is about, see `Store.fingerprint`.
+    name : str
+        Output name of the input file.
     """
 
     row: Row
@@ -117,7 +137,7 @@ class Outcome:
     properties: list[dict[str, Any]] = field(default_factory=list)
     thumbnail: bytes | None = None
     files: dict[str, int] = field(default_factory=dict)
-    fingerprint: str | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -189,6 +209,22 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class ShardEngine(Protocol):
+    """Spreads whole shards over other machines, where `sparsespec.batch.shard.work_shard` does the work."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+    def summaries(self, job: Job, tasks: Iterable[ShardTask], *, stopping: threading.Event) -> Iterator[ShardSummary]:
+        """Work on shards; yield a summary of each as it is finished, in any order.
+
+        Once `stopping` is set, no further file is begun, and the iteration ends soon. Closing the iterator gives up
+        what is at work.
+        """
+        ...
+
+
 def failure(item: Item, error: str, reason: str, *, seconds: float = 0.0) -> Outcome:
     """Note that there is no result for a file.
 
@@ -204,7 +240,18 @@ def failure(item: Item, error: str, reason: str, *, seconds: float = 0.0) -> Out
         Spent on it.
     """
     row = Row(path=item.path, status="failed", error=error, reason=reason, seconds={"total": round(seconds, 6)})
-    return Outcome(row)
+    return Outcome(row, name=item.name)
+
+
+@contextmanager
+def closed(values: Iterator[_T]) -> Iterator[Iterator[_T]]:
+    """Close an iterator after a block, if it can be closed."""
+    try:
+        yield values
+    finally:
+        close = getattr(values, "close", None)
+        if close is not None:
+            close()
 
 
 def in_order(path: str) -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,14 @@ import numpy.typing as npt
 
 from sparsespec._atomic import temporary_beside
 from sparsespec._mapped import release
-from sparsespec.batch.job import ImageSegmenter, Outcome
-from sparsespec.batch.outputs import OutputFolder
+from sparsespec.batch.inputs import leads_outside
+from sparsespec.batch.job import Item, Job, Outcome, failure
+from sparsespec.batch.names import page_name
+from sparsespec.batch.outputs import mask_file, overlay_file, yolo_file
 from sparsespec.batch.record import Row, jsonable
+from sparsespec.batch.store import inside
 from sparsespec.formats.coco import instance_annotations
+from sparsespec.formats.cutouts import cutout_path, write_cutouts
 from sparsespec.formats.labels import write_label_png
 from sparsespec.formats.overlay import (
     DEFAULT_MAX_SIDE,
@@ -26,14 +31,17 @@ from sparsespec.formats.overlay import (
     reduced_copy,
     write_overlay_jpeg,
 )
-from sparsespec.images import LARGE_IMAGE, ImageReadError, PixelSource, open_image
+from sparsespec.formats.polygons import add_polygons
+from sparsespec.formats.table import instance_properties
+from sparsespec.formats.yolo import write_yolo
+from sparsespec.images import LARGE_IMAGE, ImageReadError, PixelSource, count_pages, open_image
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from sparsespec.pipeline import Segmentation
 
-__all__ = ["explain", "process_image", "remove_results"]
+__all__ = ["explain", "process_file", "reason"]
 
 THUMBNAIL_SIDE = 420
 """Longest side of a picture in the report, in pixels."""
@@ -42,93 +50,212 @@ _DETAILS = ("model", "grid", "tokens", "tiles", "views", "solver", "provider")
 _LONGEST_ERROR = 400
 
 
-def process_image(
-    segmenter: ImageSegmenter,
-    root: Path,
-    path: str,
-    folder: OutputFolder,
-    name: str,
+def process_file(
+    job: Job,
+    item: Item,
     *,
-    overlays: bool,
-    max_pixels: int | None,
     admit: Callable[[AbstractContextManager[PixelSource]], AbstractContextManager[PixelSource]] = lambda opening: (
         opening
     ),
-) -> Outcome:
-    """Read, segment and write one image.
+) -> list[Outcome]:
+    """Read, segment and write one file.
 
     Parameters
     ----------
-    segmenter : ImageSegmenter
-        Does the work.
-    root : Path
-        Folder of the input.
-    path : str
-        The image, relative to `root`.
-    folder : OutputFolder
-        Where results go.
-    name : str
-        Its output name, of `output_names`.
-    overlays : bool
-        Write an overlay too.
-    max_pixels : int or None
-        Largest image to read, see `open_image`.
+    job : Job
+        What to do.
+    item : Item
+        With which file.
     admit : callable
-        Opens the image when there is room for it, see `sparsespec.batch.several.Room.admit`.
+        Opens an image when there is room for it, see `sparsespec.batch.several.Room.admit`.
 
     Returns
     -------
-    Outcome
-        With the status ``done``, or ``failed`` and no file left of this image.
+    list of Outcome
+        One, or one for each page of a file that has several; with the status ``done``, or ``failed`` and no file left
+        of it.
     """
-    row = Row(path=path)
-    mask, overlay = folder.root / folder.mask(name), folder.root / folder.overlay(name)
     began = time.perf_counter()
+    fingerprint = None
     try:
-        with admit(open_image(root / path, max_pixels=max_pixels)) as source:
+        fingerprint = None if job.source.folder is None else job.source.fingerprint(item.path)
+        _refuse_links(job, item)
+        with job.source.fetched(item.path) as file:
+            fetching = time.perf_counter() - began
+            pages = count_pages(file)
+            outcomes = []
+            for page in range(pages):
+                work = _Image(job, item, file, page if pages > 1 else None, fetching if page == 0 else 0.0)
+                outcomes.append(work.outcome(admit))
+    except Exception as error:
+        outcomes = [failure(item, explain(error, None), reason(error), seconds=time.perf_counter() - began)]
+    for outcome in outcomes:
+        outcome.row.fingerprint = fingerprint
+    return outcomes
+
+
+class _Image:
+    """One image: the only one of a file, or one of its pages."""
+
+    def __init__(self, job: Job, item: Item, file: Path, page: int | None, fetching: float) -> None:
+        self._job = job
+        self._item = item
+        self._file = file
+        self._page = page
+        self._name = item.name if page is None else page_name(item.name, item.path, page + 1)
+        self._fetching = fetching
+        self._written: list[str] = []
+        self._row = Row(path=item.path, page=None if page is None else page + 1)
+
+    def outcome(
+        self, admit: Callable[[AbstractContextManager[PixelSource]], AbstractContextManager[PixelSource]]
+    ) -> Outcome:
+        """Do all of it; what goes wrong is in the row."""
+        row, target = self._row, self._job.target
+        began = time.perf_counter() - self._fetching
+        with ExitStack() as stack:
+            try:
+                staging = stack.enter_context(target.staged())
+            except OSError as error:
+                row.status, row.error, row.reason = "failed", explain(error, None), "output"
+                return Outcome(row, name=self._item.name)
+            try:
+                done = self._results(staging, admit, began)
+                done.files = {path: (staging / path).stat().st_size for path in self._written}
+                before = time.perf_counter()
+                with _output_errors():
+                    target.publish(staging, self._written)
+                if target.folder is None:
+                    row.seconds["publish"] = time.perf_counter() - before
+            except Exception as error:
+                self._remove(staging)
+                row.status, row.error, row.reason = "failed", explain(error, row.size), reason(error)
+                row.mask = row.overlay = row.yolo = None
+                row.cutouts, row.scores, row.instances, row.details = [], [], 0, {}
+                done = Outcome(row, name=self._item.name)
+            except BaseException:
+                self._remove(staging)
+                raise
+        row.seconds["total"] = time.perf_counter() - began
+        row.seconds = {stage: round(seconds, 6) for stage, seconds in row.seconds.items()}
+        return done
+
+    def _results(
+        self,
+        staging: Path,
+        admit: Callable[[AbstractContextManager[PixelSource]], AbstractContextManager[PixelSource]],
+        began: float,
+    ) -> Outcome:
+        job, row, formats = self._job, self._row, self._job.formats
+        with admit(open_image(self._file, page=self._page or 0, max_pixels=job.max_pixels)) as source:
             height, width = source.shape[:2]
             row.size = (int(width), int(height))
             large = height * width >= LARGE_IMAGE
             image = source if large else source.read(0, 0, height, width)
             row.seconds["read"] = time.perf_counter() - began
-            with _label_file(folder.root, (height, width)) if large else nullcontext() as labels_file:
+            with _label_file(staging, (height, width)) if large else nullcontext() as labels_file:
                 before = time.perf_counter()
-                segmentation = segmenter(image) if labels_file is None else segmenter(image, out=labels_file)
+                if labels_file is None:
+                    segmentation = job.segmenter(image)
+                else:
+                    segmentation = job.segmenter(image, out=labels_file)
                 labels, scores = _checked(segmentation, (height, width))
                 info = segmentation.info
                 row.seconds.update(_stages(info, time.perf_counter() - before))
 
                 before = time.perf_counter()
                 annotations = instance_annotations(labels, scores)
-                mask.parent.mkdir(parents=True, exist_ok=True)
-                write_label_png(mask, labels)
-                photo, small = reduced_copy(image, labels, DEFAULT_MAX_SIDE if overlays else THUMBNAIL_SIDE)
-            if overlays:
-                overlay.parent.mkdir(parents=True, exist_ok=True)
-                write_overlay_jpeg(overlay, draw_instances(photo, small, scores))
-            thumbnail = jpeg_bytes(_thumbnail(photo, small, scores), quality=80)
+                properties = self._more(staging, source, labels, annotations)
+                with _output_errors():
+                    write_label_png(self._place(staging, mask_file(self._name)), labels)
+                row.mask = self._written[-1]
+                photo = None
+                if formats.overlays or self._item.thumbnail:
+                    photo, small = reduced_copy(image, labels, DEFAULT_MAX_SIDE if formats.overlays else THUMBNAIL_SIDE)
+            thumbnail = None
+            if photo is not None:
+                if formats.overlays:
+                    overlay = draw_instances(photo, small, scores)
+                    with _output_errors():
+                        write_overlay_jpeg(self._place(staging, overlay_file(self._name)), overlay)
+                    row.overlay = self._written[-1]
+                if self._item.thumbnail:
+                    thumbnail = jpeg_bytes(_thumbnail(photo, small, scores), quality=80)
             row.seconds["write"] = time.perf_counter() - before
-    except Exception as error:
-        _remove(mask, overlay)
-        row.seconds["total"] = time.perf_counter() - began
-        row.status, row.error = "failed", explain(error, row.size)
-        return Outcome(_rounded(row))
-    except BaseException:
-        _remove(mask, overlay)
-        raise
-    row.seconds["total"] = time.perf_counter() - began
-    row.status = "done"
-    row.mask = folder.mask(name)
-    row.overlay = folder.overlay(name) if overlays else None
-    row.instances = len(annotations)
-    row.scores = [annotation["score"] for annotation in annotations]
-    row.details = {key: jsonable(info[key]) for key in _DETAILS if key in info}
-    return Outcome(_rounded(row), annotations, thumbnail=thumbnail)
+        row.status = "done"
+        row.instances = len(annotations)
+        row.scores = [annotation["score"] for annotation in annotations]
+        row.details = {key: jsonable(info[key]) for key in _DETAILS if key in info}
+        return Outcome(row, annotations, properties, thumbnail, name=self._item.name)
+
+    def _more(
+        self, staging: Path, source: PixelSource, labels: npt.NDArray[Any], annotations: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Write what is asked for beside the label image and the overlay; properties for the table."""
+        formats, row = self._job.formats, self._row
+        height, width = labels.shape
+        if formats.polygons or formats.yolo:
+            add_polygons(annotations, labels)
+        if formats.yolo:
+            with _output_errors():
+                write_yolo(self._place(staging, yolo_file(self._name)), annotations, width, height)
+            row.yolo = self._written[-1]
+        if not formats.polygons:
+            for annotation in annotations:
+                annotation.pop("polygons", None)
+        if formats.cutouts and annotations:
+            inside(staging, cutout_path(self._name, 1))
+            with _output_errors():
+                row.cutouts = write_cutouts(staging, self._name, source, labels, annotations)
+            self._written += row.cutouts
+        return instance_properties(source, labels, annotations) if formats.table is not None else []
+
+    def _place(self, staging: Path, path: str) -> Path:
+        """Give the place of a file to be written, with its folder made."""
+        place = inside(staging, path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        self._written.append(path)
+        return place
+
+    def _remove(self, staging: Path) -> None:
+        for path in self._written:
+            with suppress(OSError):
+                (staging / path).unlink(missing_ok=True)
+            if self._job.target.folder is None:
+                with suppress(OSError):
+                    self._job.target.remove(path)
 
 
-def remove_results(folder: OutputFolder, row: Row) -> None:
-    """Remove the files of an image that is not to be in the record after all."""
-    _remove(*(folder.root / path for path in (row.mask, row.overlay) if path is not None))
+class _LinkError(ImageReadError):
+    """A link that is not to be followed."""
+
+
+class _OutputError(OSError):
+    """Results cannot be written, which no other image would change."""
+
+
+_ENDING = frozenset({errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EIO})
+
+
+@contextmanager
+def _output_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _ENDING:
+            raise
+        raise _OutputError(error.errno, f"cannot write the results: {error.strerror}", error.filename) from error
+
+
+def _refuse_links(job: Job, item: Item) -> None:
+    if job.source.folder is None or job.follow_links:
+        return
+    if leads_outside(job.source.folder, item.path):
+        raise _LinkError(
+            job.source.folder / item.path,
+            "it is a link that leads out of the input folder",
+            "read such links with --follow-links (follow_links=True)",
+        )
 
 
 @contextmanager
@@ -170,17 +297,6 @@ def _stages(info: Mapping[str, Any], measured: float) -> dict[str, float]:
     return {str(stage): float(seconds) for stage, seconds in stages.items() if stage not in ("read", "total")}
 
 
-def _rounded(row: Row) -> Row:
-    row.seconds = {stage: round(seconds, 6) for stage, seconds in row.seconds.items()}
-    return row
-
-
-def _remove(*paths: Path) -> None:
-    for path in paths:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
 def explain(error: Exception, size: tuple[int, int] | None) -> str:
     """Say on one line why there is no result for an image of so many pixels, width and height."""
     if isinstance(error, ImageReadError):
@@ -195,3 +311,16 @@ def explain(error: Exception, size: tuple[int, int] | None) -> str:
         text = f"{type(error).__name__}: {error}"
     line = " ".join(text.split())
     return line if len(line) <= _LONGEST_ERROR else line[: _LONGEST_ERROR - 1] + "…"
+
+
+def reason(error: Exception) -> str:
+    """Give the kind of an error, one of `sparsespec.batch.record.REASONS`."""
+    if isinstance(error, _OutputError):
+        return "output"
+    if isinstance(error, ImageReadError):
+        return "refused" if isinstance(error, _LinkError) else "unreadable"
+    if isinstance(error, MemoryError):
+        return "memory"
+    if isinstance(error, OSError):
+        return "storage"
+    return "error"

@@ -2,176 +2,270 @@
 
 from __future__ import annotations
 
-import json
 import os
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from sparsespec._atomic import TEMPORARY_PATTERN
-from sparsespec.batch.record import RECORD_NAME, is_record
+from sparsespec._locks import try_to_lock
+from sparsespec.batch.job import Item
+from sparsespec.batch.names import page_name
+from sparsespec.batch.plan import Plan, PlanError
+from sparsespec.batch.record import RECORD_NAME, is_record, stored_rows
+from sparsespec.batch.state import STATE, State
+from sparsespec.batch.store import Store
 
-__all__ = ["OutputFolder", "OutputsError", "output_names"]
+__all__ = [
+    "FINAL_FILES",
+    "OutputsError",
+    "held",
+    "mask_file",
+    "overlay_file",
+    "planned_files",
+    "prepare",
+    "remove_outputs",
+    "sweep",
+    "yolo_file",
+]
 
-_MASKS, _OVERLAYS = "masks", "overlays"
+_MASKS, _OVERLAYS, _CUTOUTS, _YOLO, _SHARDS = "masks", "overlays", "cutouts", "yolo/labels", "instances"
+FINAL_FILES = (
+    "instances.json",
+    "report.html",
+    "instances.csv",
+    "instances.parquet",
+    "youtube_vis.json",
+    "youtube_vis.videos.json",
+    "yolo/data.yaml",
+    RECORD_NAME,
+)
+"""What a run writes at its end, as far as it is asked for; the record last."""
 
 
 class OutputsError(ValueError):
     """The output folder cannot be used as it is."""
 
 
-def output_names(images: Sequence[str]) -> list[str]:
-    """Give every image an output name, without the ending ``.png`` or ``.jpg`` that follows.
+def mask_file(name: str) -> str:
+    """Give the path of a label image, relative to the output."""
+    return f"{_MASKS}/{name}.png"
 
-    The name is the image's path without its ending: ``a/x.jpg`` becomes ``a/x``. Where that would be taken by two of
-    them, also on a disk that does not tell upper from lower case, each keeps its ending: ``a/x.jpg`` and ``a/x.png``. A
-    number is added where even that is not enough.
+
+def overlay_file(name: str) -> str:
+    """Give the path of an overlay, relative to the output."""
+    return f"{_OVERLAYS}/{name}.jpg"
+
+
+def yolo_file(name: str) -> str:
+    """Give the path of labels for YOLO, relative to the output."""
+    return f"{_YOLO}/{name}.txt"
+
+
+def planned_files(store: Store, item: Item) -> Iterator[str]:
+    """List what a process may have written of a file when it ended too early to tell."""
+    yield from (mask_file(item.name), overlay_file(item.name), yolo_file(item.name))
+    pages = page_name(item.name, item.path, 1).rpartition("/")[0]
+    # Beside the cut-outs of an image may lie those of a folder that is called like it.
+    own = f"{_CUTOUTS}/{item.name}/"
+    yield from [path for path in store.list(own.rstrip("/")) if "/" not in path.removeprefix(own)]
+    for kind in (_MASKS, _OVERLAYS, _YOLO, _CUTOUTS):
+        yield from list(store.list(f"{kind}/{pages}"))
+
+
+def sweep(store: Store) -> None:
+    """Remove what a process that ended too early left unfinished."""
+    if store.folder is not None:
+        _sweep(store.folder)
+
+
+def remove_outputs(store: Store, paths: Iterable[str]) -> None:
+    """Remove files of images, and the folders that are empty then; nothing outside the folders of results."""
+    folders = set()
+    for path in paths:
+        if _is_ours(path):
+            store.remove(path)
+            folders.add(os.path.dirname(path))
+    if store.folder is not None:
+        for folder in folders:
+            with suppress(OSError):  # not empty
+                while folder:
+                    (store.folder / folder).rmdir()
+                    folder = os.path.dirname(folder)
+
+
+@contextmanager
+def held(store: Store) -> Iterator[None]:
+    """Keep other runs out of an output folder, as far as its disk has locks.
+
+    Raises
+    ------
+    OutputsError
+        Another run is at work there, or the folder cannot be made.
+    """
+    if store.folder is None:
+        yield
+        return
+    try:
+        if store.folder.exists() and not store.folder.is_dir():
+            raise OutputsError(f"the output '{store.place}' is a file: give a folder")
+        store.folder.mkdir(parents=True, exist_ok=True)
+        folder = store.folder / STATE
+        if folder.is_symlink():
+            raise OutputsError(f"'{folder}' is a link: remove it, or choose another output")
+        folder.mkdir(exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _unusable(store, error) from error
+    try:
+        if not try_to_lock(descriptor):
+            raise OutputsError(f"another run is at work in the output folder '{store.place}': wait for its end")
+        try:
+            yield
+        except OutputsError:
+            if os.listdir(folder) == ["lock"]:  # a folder that is not ours is left as it was
+                with suppress(OSError):
+                    (folder / "lock").unlink()
+                    folder.rmdir()
+            raise
+    finally:
+        # Not removed: another run may hold the same file open by now, and a third would make a new one.
+        os.close(descriptor)
+
+
+def prepare(store: Store, plan: Plan, names: Iterable[str], *, overwrite: bool) -> Plan:
+    """Make the output ready: new, empty, cleared of the former run's files, or to be gone on with.
 
     Parameters
     ----------
-    images : sequence of str
-        Relative paths with ``/`` between the parts, all different.
+    store : Store
+        Of the output.
+    plan : Plan
+        Of this run.
+    names : iterable of str
+        What `output_names` gave for this run.
+    overwrite : bool
+        Replace a former run. Removed are the files that it noted, those that this run is going to write, and what it
+        left unfinished; nothing else is touched.
 
     Returns
     -------
-    list of str
-        One name for each, in the same order.
+    Plan
+        The former one when the same run goes on, as its number of shards is kept; otherwise `plan`.
+
+    Raises
+    ------
+    OutputsError
+        The output holds something else and `overwrite` is False, or cannot be used.
     """
-    # A folder of the results may not have the name of a result either.
-    folders = {_key(str(parent)) for image in images for parent in PurePosixPath(image).parents}
-    names = [str(PurePosixPath(image).with_suffix("")) for image in images]
-    while True:
-        counts = Counter(_key(name) for name in names)
-        clashing = [
-            index
-            for index, name in enumerate(names)
-            if name != images[index] and (counts[_key(name)] > 1 or _is_folder(name, folders))
-        ]
-        if not clashing:
-            break
-        for index in clashing:
-            names[index] = images[index]
-    taken: set[str] = set()
-    for index, name in enumerate(names):
-        candidate, number = name, 2
-        while _key(candidate) in taken or _is_folder(candidate, folders):
-            candidate, number = f"{name}.{number}", number + 1
-        taken.add(_key(candidate))
-        names[index] = candidate
-    return names
-
-
-def _key(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _is_folder(name: str, folders: set[str]) -> bool:
-    return _key(name + ".png") in folders or _key(name + ".jpg") in folders
-
-
-@dataclass(frozen=True)
-class OutputFolder:
-    """The files of a run.
-
-    Attributes
-    ----------
-    root : Path
-        The output folder.
-    """
-
-    root: Path
-
-    @property
-    def record(self) -> Path:
-        """``run.json``."""
-        return self.root / RECORD_NAME
-
-    @property
-    def coco(self) -> Path:
-        """``instances.json``."""
-        return self.root / "instances.json"
-
-    @property
-    def report(self) -> Path:
-        """``report.html``."""
-        return self.root / "report.html"
-
-    @staticmethod
-    def mask(name: str) -> str:
-        """Path of the label image, relative to the output folder."""
-        return f"{_MASKS}/{name}.png"
-
-    @staticmethod
-    def overlay(name: str) -> str:
-        """Path of the overlay, relative to the output folder."""
-        return f"{_OVERLAYS}/{name}.jpg"
-
-    def prepare(self, names: Iterable[str], *, overwrite: bool) -> None:
-        """Make the folder ready: new, empty, or cleared of the former run's files.
-
-        Parameters
-        ----------
-        names : iterable of str
-            What `output_names` gave for this run.
-        overwrite : bool
-            Allow a folder that is not empty. Removed are the files that its ``run.json`` lists, those that this run is
-            going to write, and what an aborted run left unfinished; nothing else is touched.
-
-        Raises
-        ------
-        OutputsError
-            The folder is in use and `overwrite` is False, it is no folder, or it cannot be made or cleared.
-        """
-        try:
-            if self.root.exists() and not self.root.is_dir():
-                raise OutputsError(f"the output '{self.root}' is a file: give a folder")
-            self.root.mkdir(parents=True, exist_ok=True)
-            used = any(not name.startswith(".") for name in os.listdir(self.root))
-            if used and not overwrite:
-                reason = "already holds a run" if is_record(self.record) else "is not empty"
-                raise OutputsError(
-                    f"the output folder '{self.root}' {reason}: replace its results with --overwrite"
-                    " (overwrite=True), or choose another one"
-                )
-            if used:
-                self._clear(names)
-        except OSError as error:
-            raise OutputsError(f"cannot use the output folder '{self.root}': {error.strerror or error}") from error
-
-    def _clear(self, names: Iterable[str]) -> None:
-        old = [*_recorded_outputs(self.record)]
-        old += [path for name in names for path in (self.mask(name), self.overlay(name))]
-        for relative in old:
-            path = self.root / relative
-            if path.is_file() or path.is_symlink():
-                path.unlink()
-        for path in (self.coco, self.report, self.record):
-            path.unlink(missing_ok=True)
-        for path in self.root.glob(TEMPORARY_PATTERN):
-            path.unlink(missing_ok=True)
-        for folder in (self.root / _MASKS, self.root / _OVERLAYS):
-            for here, _, _ in os.walk(folder, topdown=False):
-                for path in Path(here).glob(TEMPORARY_PATTERN):
-                    path.unlink(missing_ok=True)
-                with suppress(OSError):  # not empty: it holds something that is not ours
-                    os.rmdir(here)
-
-
-def _recorded_outputs(record: Path) -> list[str]:
-    """List the masks and overlays that a former run says it wrote."""
+    state = State(store)
     try:
-        rows = json.loads(record.read_bytes())["images"]
-        paths = [row[kind] for row in rows for kind in ("mask", "overlay") if row.get(kind)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []
-    # Somebody may have edited the record: nothing outside the two folders is ever removed on its word.
-    return [
-        path
-        for path in paths
-        if isinstance(path, str)
-        and PurePosixPath(path).parts[:1] in ((_MASKS,), (_OVERLAYS,))
-        and ".." not in PurePosixPath(path).parts
-    ]
+        former, problem = _former(state)
+        if not overwrite:
+            if former is not None:
+                _check_same(store, former, plan)
+                if store.folder is not None:
+                    _sweep(store.folder)
+                return former
+            if problem is not None:
+                reason = f"holds a run that cannot be continued: {problem}"
+            elif not _is_used(store):
+                return plan
+            elif store.folder is not None and is_record(store.folder / RECORD_NAME):
+                reason = "already holds a run that cannot be continued"
+            else:
+                reason = "is not empty"
+            raise OutputsError(
+                f"the output folder '{store.place}' {reason}: replace its results with --overwrite (overwrite=True),"
+                " or choose another one"
+            )
+        if former is not None or problem is not None or _is_used(store):
+            _clear(state, names)
+    except OutputsError:
+        raise
+    except OSError as error:
+        raise _unusable(store, error) from error
+    return plan
+
+
+def _former(state: State) -> tuple[Plan | None, str | None]:
+    try:
+        return state.plan(), None
+    except PlanError as error:
+        return None, str(error)
+
+
+def _check_same(store: Store, former: Plan, plan: Plan) -> None:
+    differences = plan.differences(former)
+    if differences:
+        raise OutputsError(
+            f"the output folder '{store.place}' holds a run with other settings ({'; '.join(differences)}): continue it"
+            " with the former ones, replace its results with --overwrite (overwrite=True), or choose another output"
+        )
+
+
+def _unusable(store: Store, error: OSError) -> OutputsError:
+    return OutputsError(f"cannot use the output folder '{store.place}': {error.strerror or error}")
+
+
+def _is_used(store: Store) -> bool:
+    if store.folder is None:
+        return next(store.list(""), None) is not None
+    return any(not name.startswith(".") for name in os.listdir(store.folder))
+
+
+def _clear(state: State, names: Iterable[str]) -> None:
+    store = state.store
+    for shard in state.shards():
+        past, _ = state.past(shard)
+        remove_outputs(store, (path for outcomes in past.settled.values() for o in outcomes for path in o.files))
+        remove_outputs(store, (file for name in past.names.values() for file in (mask_file(name), overlay_file(name))))
+    remove_outputs(store, list(store.list(_SHARDS)))
+    if store.folder is not None:
+        _clear_folder(store.folder, names)
+    for path in FINAL_FILES:
+        store.remove(path)
+    state.clear()
+
+
+def _clear_folder(root: Path, names: Iterable[str]) -> None:
+    """Remove what former versions noted in another way, what this run is going to write, and what is unfinished."""
+    for row in stored_rows(root / RECORD_NAME):
+        for kind in ("mask", "overlay"):
+            if isinstance(row.get(kind), str) and _is_ours(row[kind]):
+                _unlink(root / row[kind])
+    for name in names:
+        for path in (mask_file(name), overlay_file(name)):
+            _unlink(root / path)
+    _sweep(root)
+    for kind in (_MASKS, _OVERLAYS, _CUTOUTS, _YOLO):
+        for here, _, _ in os.walk(root / kind, topdown=False):
+            with suppress(OSError):  # not empty: it holds something that is not ours
+                os.rmdir(here)
+
+
+def _sweep(root: Path) -> None:
+    """Remove what a killed process left unfinished."""
+    folders = [str(root)]
+    for kind in (_MASKS, _OVERLAYS, _CUTOUTS, "yolo", _SHARDS, STATE):
+        if not (root / kind).is_symlink():
+            folders += [here for here, _, _ in os.walk(root / kind)]
+    start, end = TEMPORARY_PATTERN.split("*")
+    for folder in folders:
+        with os.scandir(folder) as entries:
+            left = [entry.path for entry in entries if entry.name.startswith(start) and entry.name.endswith(end)]
+        for path in left:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+def _unlink(path: Path) -> None:
+    if path.is_file() or path.is_symlink():
+        path.unlink()
+
+
+def _is_ours(path: str) -> bool:
+    # Somebody may have edited a record: nothing outside the folders of results is ever removed on its word.
+    parts = PurePosixPath(path).parts
+    top = {_MASKS, _OVERLAYS, _CUTOUTS, "yolo", _SHARDS}
+    return len(parts) > 1 and parts[0] in top and ".." not in parts and not PurePosixPath(path).is_absolute()

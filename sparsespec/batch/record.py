@@ -7,24 +7,40 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, overload
 
 import numpy as np
 
 import sparsespec
-from sparsespec._atomic import write_atomic
+from sparsespec._atomic import AtomicFile
 from sparsespec._threads import available_cpus
+from sparsespec.batch.store import Store
 
-__all__ = ["REASONS", "RECORD_NAME", "BatchResult", "Row", "is_record", "jsonable", "machine", "write_record"]
+__all__ = [
+    "REASONS",
+    "RECORD_NAME",
+    "BatchResult",
+    "RecordWriter",
+    "Row",
+    "Rows",
+    "is_record",
+    "jsonable",
+    "machine",
+    "stored_rows",
+]
 
 RECORD_NAME = "run.json"
-REASONS = ("unreadable", "refused", "error", "memory", "timeout", "crash", "unlisted", "storage")
-"""Why there is no result: the file is damaged or no image; it is not to be read (size, a link out of the input, a bad
-name); the segmenter raised; out of memory; over the time limit; it ended the process, and is quarantined; its folder
-could not be listed; input or output could not be reached."""
+REASONS = ("unreadable", "refused", "error", "memory", "timeout", "crash", "unlisted", "storage", "output")
+"""Why there is no result, in this order: the file is damaged or no image; it is not to be read; the segmenter raised;
+out of memory; over the time limit; it ended the process, and is quarantined; its folder could not be listed; a file
+could not be fetched or written; results cannot be written any more, which ends the run."""
 
 _PROGRAM = "sparsespec"
 _LIBRARIES = ("numpy", "scipy", "numba", "scikit-image", "pyamg", "onnxruntime", "imageio", "pillow", "tifffile")
@@ -62,6 +78,8 @@ class Row:
         Cut-outs written, by rising label, relative to the output folder.
     yolo : str or None
         Labels for YOLO, relative to the output folder.
+    fingerprint : str or None
+        State of the input file, see `sparsespec.batch.store.Store.fingerprint`.
     """
 
     path: str
@@ -78,6 +96,35 @@ class Row:
     page: int | None = None
     cutouts: list[str] = field(default_factory=list)
     yolo: str | None = None
+    fingerprint: str | None = None
+
+
+class Rows(Sequence[Row]):
+    """The rows of a ``run.json``, read when they are asked for, one after the other: there may be millions."""
+
+    def __init__(self, store: Store, count: int) -> None:
+        self._store = store
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Row]:
+        with self._store.fetched(RECORD_NAME) as path:
+            for row in stored_rows(path):
+                size = row.pop("size", None)
+                yield Row(**row, size=None if size is None else tuple(size))
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return list(self)[index]
+        if not -self._count <= index < self._count:
+            raise IndexError(f"there are {self._count} rows, not one with the index {index}")
+        return next(islice(self, index % self._count, None))
 
 
 @dataclass(frozen=True)
@@ -86,80 +133,133 @@ class BatchResult:
 
     Attributes
     ----------
-    output : Path
-        Folder of the results.
-    rows : list of Row
-        One for each image, in the order of the inputs.
+    output : str
+        Folder or URL of the results.
+    rows : Rows
+        One for each image, in the order of the inputs; read from ``run.json``.
+    counts : dict of str to int
+        How many images have which status, and under ``instances`` how many instances they have together.
     seconds : float
-        Wall time.
+        Wall time of this run, without those that it went on from.
+    earlier : int
+        Files that were settled when it began.
     interrupted : bool
         Ended by Ctrl-C.
+    blocked : str or None
+        Ended since results could not be written any more, and why.
+    stopped : bool
+        Ended by the first failure, as was asked for.
     """
 
-    output: Path
-    rows: list[Row]
+    output: str
+    rows: Rows
+    counts: Mapping[str, int]
     seconds: float
+    earlier: int = 0
     interrupted: bool = False
+    blocked: str | None = None
+    stopped: bool = False
 
     def count(self, status: str) -> int:
         """Count the images with this status."""
-        return sum(row.status == status for row in self.rows)
+        return self.counts.get(status, 0)
 
     @property
     def instances(self) -> int:
         """Instances found in all images together."""
-        return sum(row.instances for row in self.rows)
-
-    def totals(self) -> dict[str, Any]:
-        """Sum up for the record."""
-        return {
-            "images": len(self.rows),
-            "done": self.count("done"),
-            "failed": self.count("failed"),
-            "skipped": self.count("skipped"),
-            "instances": self.instances,
-            "seconds": round(self.seconds, 3),
-        }
+        return self.counts.get("instances", 0)
 
 
-def write_record(
-    path: Path,
-    result: BatchResult,
-    *,
-    state: str,
-    parameters: Mapping[str, Any],
-    started: str,
-    finished: str | None,
-) -> None:
-    """Write ``run.json``, whole or not at all.
+class RecordWriter:
+    """``run.json``, written as a stream.
 
     Parameters
     ----------
     path : Path
-        Target.
-    result : BatchResult
-        What there is so far.
-    state : str
-        ``running``, ``finished`` or ``interrupted``.
-    parameters : mapping
-        What the run was asked to do.
-    started, finished : str
-        ISO 8601 with the offset to UTC; `finished` is None while it runs.
+        Target; it appears with `close`.
     """
-    record = {
-        "program": _PROGRAM,
-        "version": sparsespec.__version__,
-        "state": state,
-        "started": started,
-        "finished": finished,
-        "parameters": dict(parameters),
-        "machine": machine(),
-        "totals": result.totals(),
-    }
-    head = json.dumps(jsonable(record), indent=1, allow_nan=False)
-    # One line an image: long records stay readable, and tools for lines can work on them.
-    rows = ",\n".join("  " + json.dumps(jsonable(vars(row)), allow_nan=False) for row in result.rows)
-    write_atomic(path, f'{head[:-2]},\n "images": [\n{rows}\n ]\n}}\n'.encode())
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: IO[bytes] = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 - lives as long as this object
+        self.counts: Counter[str] = Counter()
+
+    def add(self, row: Row) -> None:
+        """Add the next row."""
+        # One line an image: long records stay readable, and tools for lines can work on them.
+        before = b",\n  " if self.counts["images"] else b"  "
+        self._rows.write(before + json.dumps(jsonable(vars(row)), allow_nan=False).encode())
+        self.counts.update({"images": 1, row.status: 1, "instances": row.instances})
+
+    def close(
+        self,
+        *,
+        state: str,
+        parameters: Mapping[str, Any],
+        execution: Mapping[str, Any],
+        started: str,
+        finished: str | None,
+        seconds: float,
+    ) -> None:
+        """Write the file.
+
+        Parameters
+        ----------
+        state : str
+            ``running``, ``finished``, ``interrupted``, ``blocked`` (results could not be written any more) or
+            ``stopped`` (at the first failure).
+        parameters : mapping
+            What the run was asked to do, as far as results depend on it.
+        execution : mapping
+            How it was done: engine, workers, where results went.
+        started, finished : str
+            ISO 8601 with the offset to UTC; `finished` is None while it runs.
+        seconds : float
+            Wall time.
+        """
+        record = {
+            "program": _PROGRAM,
+            "version": sparsespec.__version__,
+            "state": state,
+            "started": started,
+            "finished": finished,
+            "parameters": dict(parameters),
+            "execution": dict(execution),
+            "machine": machine(),
+            "totals": {
+                **{name: self.counts[name] for name in ("images", "done", "failed", "skipped", "instances")},
+                "seconds": round(seconds, 3),
+            },
+        }
+        head = json.dumps(jsonable(record), indent=1, allow_nan=False)
+        with AtomicFile(self._path) as file:
+            file.write(f'{head[:-2]},\n "images": [\n'.encode())
+            self._rows.seek(0)
+            shutil.copyfileobj(self._rows, file)
+            file.write(b"\n ]\n}\n")
+        self.discard()
+
+    def discard(self) -> None:
+        """Give the temporary file back."""
+        self._rows.close()
+
+
+def stored_rows(record: Path) -> Iterator[dict[str, Any]]:
+    """Read the rows of a ``run.json`` one after the other; what is not whole ends it."""
+    try:
+        with record.open("rb") as file:
+            for line in file:
+                if line.strip() == b'"images": [':
+                    break
+            for line in file:
+                text = line.strip()
+                if text == b"]":
+                    return
+                row = json.loads(text.removesuffix(b",")) if text else None
+                if isinstance(row, dict) and isinstance(row.get("path"), str):
+                    yield row
+    except (OSError, ValueError):
+        return
 
 
 def is_record(path: Path) -> bool:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
 
-from sparsespec.batch.job import Outcome
+from sparsespec.batch.job import Item, Outcome
 from sparsespec.images import PixelSource
 
-__all__ = ["PIXELS_AT_ONCE", "InOrder", "Room"]
+__all__ = ["PIXELS_AT_ONCE", "Room", "Threads"]
 
 PIXELS_AT_ONCE = 50_000_000
 """Pixels of all images at work together, unless it is a single one: some 20 bytes each while it is segmented."""
 
-# Outcomes that wait for a slow one before them hold a small picture each.
-_AHEAD = 8
 # Ctrl-C is not heeded on Windows while a lock is waited for.
 _LISTENING = 0.5
 
@@ -60,63 +56,47 @@ class Room:
             self._left.notify_all()
 
 
-class InOrder:
-    """Outcomes of images that threads work on, in the order of the images.
+class Threads:
+    """Threads that work on files, a few ahead of whoever asks for the outcomes.
 
     Parameters
     ----------
     work
-        Called with the number of an image, by several threads.
-    count
-        Images.
+        Called with a file, by several threads.
     workers
         Threads.
     """
 
-    def __init__(self, work: Callable[[int], Outcome], count: int, workers: int) -> None:
+    def __init__(self, work: Callable[[Item], list[Outcome]], workers: int) -> None:
         self._work = work
-        self._following = iter(range(count))
-        self._ahead = _AHEAD * workers
+        self._workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="sparsespec-image")
-        self._begun: deque[tuple[int, Future[Outcome]]] = deque()
+        self._begun: dict[Future[list[Outcome] | None], Item] = {}
 
-    def __iter__(self) -> Iterator[tuple[int, Outcome]]:
-        self._begin()
-        while self._begun:
-            number, future = self._begun[0]
-            while not wait([future], timeout=_LISTENING).done:
-                pass
-            yield number, future.result()
-            # Only now: whoever is interrupted meanwhile gets it again from `rest`.
-            self._begun.popleft()
-            self._begin()
-
-    def _begin(self) -> None:
-        while len(self._begun) < self._ahead:
-            number = next(self._following, None)
-            if number is None:
+    def outcomes(self, items: Iterable[Item], stopping: threading.Event) -> Iterator[tuple[Item, list[Outcome]]]:
+        """Yield what becomes of each file, as it is finished."""
+        following = iter(items)
+        exhausted = False
+        while True:
+            # One more than there are threads: none waits for the outcome of another to be noted.
+            while not exhausted and not stopping.is_set() and len(self._begun) <= self._workers:
+                item = next(following, None)
+                if item is None:
+                    exhausted = True
+                else:
+                    self._begun[self._pool.submit(self._unless_stopping, item, stopping)] = item
+            if not self._begun:
                 return
-            self._begun.append((number, self._pool.submit(self._work, number)))
+            done = wait(self._begun, timeout=_LISTENING, return_when=FIRST_COMPLETED).done
+            for future in done:
+                item = self._begun.pop(future)
+                outcomes = future.result()
+                if outcomes is not None:
+                    yield item, outcomes
 
-    def rest(self) -> Iterator[tuple[int, Outcome]]:
-        """Begin nothing more; yield what is at work when it is finished, and what nobody has asked for yet."""
-        for _, future in self._begun:
-            future.cancel()
-        for number, future in self._begun:
-            if future.cancelled():
-                continue
-            while not wait([future], timeout=_LISTENING).done:
-                pass
-            if future.exception() is None:
-                yield number, future.result()
+    def _unless_stopping(self, item: Item, stopping: threading.Event) -> list[Outcome] | None:
+        return None if stopping.is_set() else self._work(item)
 
-    def drop(self, undo: Callable[[int, Outcome], None]) -> None:
-        """Wait for nothing more; call ``undo`` with all that was begun and not asked for, as it is finished."""
+    def close(self) -> None:
+        """Wait for nothing more; what is at work goes on in the background, and nobody asks for it."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        for number, future in self._begun:
-            future.add_done_callback(partial(_undone, undo, number))
-
-
-def _undone(undo: Callable[[int, Outcome], None], number: int, future: Future[Outcome]) -> None:
-    if not future.cancelled() and future.exception() is None:
-        undo(number, future.result())

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sparsespec._atomic import write_atomic
 
-__all__ = ["LocalStore", "Store"]
+__all__ = ["LocalStore", "Store", "inside", "is_url", "open_store"]
 
 
+@runtime_checkable
 class Store(Protocol):
     """A folder of files. Paths are relative to it, with ``/`` between the parts.
 
@@ -66,9 +68,35 @@ class Store(Protocol):
         """
         ...
 
-    def publish(self, staging: Path, paths: list[str]) -> None:
+    def publish(self, staging: Path, paths: Sequence[str]) -> None:
         """Bring files written into a folder of `staged` to the store, and remove them there; nothing if it is one."""
         ...
+
+
+def inside(folder: Path, path: str) -> Path:
+    """Give the place of a file in a folder of results, and see that no link leads it elsewhere.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder, which may itself be a link.
+    path : str
+        Relative to it, with ``/`` between the parts.
+
+    Raises
+    ------
+    OSError
+        A folder on the way is a link, or the path leads out by its parts.
+    """
+    parts = path.split("/")
+    if os.path.isabs(path) or any(part in ("", ".", "..") for part in parts):
+        raise OSError(errno.EINVAL, "the path leads out of its folder", path)
+    place = os.fspath(folder)
+    for part in parts[:-1]:
+        place = os.path.join(place, part)
+        if os.path.islink(place):
+            raise OSError(errno.ELOOP, "a folder of results is a link: remove it", place)
+    return Path(place, parts[-1])
 
 
 @dataclass(frozen=True)
@@ -93,7 +121,7 @@ class LocalStore:
 
     def write(self, path: str, content: bytes) -> None:
         """Write a file, whole or not at all; folders are made if need be."""
-        target = self.folder / path
+        target = inside(self.folder, path)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, content)
 
@@ -111,7 +139,8 @@ class LocalStore:
 
     def remove(self, path: str) -> None:
         """Remove a file, or do nothing when there is none."""
-        (self.folder / path).unlink(missing_ok=True)
+        with suppress(NotADirectoryError):
+            inside(self.folder, path).unlink(missing_ok=True)
 
     def fingerprint(self, path: str) -> str | None:
         """Size in bytes and time of the last change in nanoseconds."""
@@ -131,5 +160,34 @@ class LocalStore:
         """Give the folder itself."""
         yield self.folder
 
-    def publish(self, staging: Path, paths: list[str]) -> None:
+    def publish(self, staging: Path, paths: Sequence[str]) -> None:
         """Nothing is to be done: the files are where they belong."""
+
+
+def is_url(place: str | os.PathLike[str]) -> bool:
+    """Tell a URL from a folder."""
+    return "://" in os.fspath(place)
+
+
+def open_store(place: str | os.PathLike[str], options: Mapping[str, str] | None = None) -> Store:
+    """Give the store for a folder or a URL.
+
+    Parameters
+    ----------
+    place : str or os.PathLike
+        A folder, or a URL such as ``s3://bucket/results``.
+    options : mapping, optional
+        Of the file system behind a URL, see `fsspec`.
+
+    Raises
+    ------
+    ImportError
+        A URL, and a package that it needs is missing.
+    OSError
+        A URL that cannot be used.
+    """
+    if is_url(place):
+        from sparsespec.batch.urls import UrlStore
+
+        return UrlStore(os.fspath(place), options)
+    return LocalStore(Path(place))

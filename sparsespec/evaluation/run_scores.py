@@ -6,11 +6,13 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from sparsespec.batch.names import page_name, result_name
 
 
 @dataclass(frozen=True)
@@ -100,14 +102,15 @@ def read_run_scores(path: Path) -> RunScores:
 
 def _images(content: Any) -> dict[str, _Image]:
     by_id: dict[Any, _Image] = {}
-    by_path: dict[str, _Image] = {}
+    by_path: dict[tuple[str, int | None], _Image] = {}
     for entry in content["images"]:
         number, path = entry["id"], entry["file_name"]
         if not isinstance(path, str):
             raise ValueError(f"file_name {path!r} is no text")
-        if number in by_id or path in by_path:
+        page = None if entry.get("page") is None else int(entry["page"])
+        if number in by_id or (path, page) in by_path:
             raise ValueError(f"image {number!r} is listed twice" if number in by_id else f"'{path}' is listed twice")
-        by_id[number] = by_path[path] = _Image(int(entry["width"]), int(entry["height"]), {})
+        by_id[number] = by_path[path, page] = _Image(int(entry["width"]), int(entry["height"]), {})
     for entry in content["annotations"]:
         if entry["image_id"] not in by_id:
             raise ValueError(f"an instance is of image {entry['image_id']!r}, which is not listed")
@@ -119,4 +122,9 @@ def _images(content: Any) -> dict[str, _Image]:
             raise ValueError(f"image {entry['image_id']!r} has two instances of label {label}")
         instances[label] = (score, area)
     # The label image of a/x.jpg is a/x.png; where that is taken by another image's, it is a/x.jpg.png.
-    return {PurePosixPath(path).with_suffix("").as_posix(): image for path, image in by_path.items()} | by_path
+    names: dict[str, _Image] = {}
+    for kept in (False, True):
+        for (path, page), image in by_path.items():
+            name = result_name(path, with_ending=kept)
+            names[name if page is None else page_name(name, path, page)] = image
+    return names

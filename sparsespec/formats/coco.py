@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+import shutil
+import tempfile
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -139,7 +141,7 @@ def instance_annotations(labels: npt.ArrayLike, scores: npt.ArrayLike) -> list[d
 
 
 class CocoWriter:
-    """``instances.json``, written as the run goes: only the list of images is held in memory.
+    """``instances.json``, written as a stream.
 
     Parameters
     ----------
@@ -149,12 +151,27 @@ class CocoWriter:
         Goes into the ``info`` entry.
     version : str
         Version of the program, for the ``info`` entry.
+    polygons : bool
+        Write outlines, the annotations' ``polygons``, instead of run-length encodings.
+    first_annotation : int
+        Identifier of the first annotation.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, description: str, version: str) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        description: str,
+        version: str,
+        polygons: bool = False,
+        first_annotation: int = 1,
+    ) -> None:
         self._target = AtomicFile(path)
-        self._images: list[dict[str, Any]] = []
+        self._images: IO[bytes] = tempfile.TemporaryFile(dir=self._target.path.parent)  # noqa: SIM115 - lives as long
+        self._polygons = polygons
+        self._first = first_annotation
         self._annotations = 0
+        self._count = 0
         info = {"description": description, "version": version}
         categories = [{"id": CATEGORY_ID, "name": "object", "supercategory": "object"}]
         self._target.file.write(
@@ -162,28 +179,49 @@ class CocoWriter:
             f'"annotations": ['.encode()
         )
 
-    def add(self, image_id: int, file_name: str, width: int, height: int, annotations: list[dict[str, Any]]) -> None:
+    def add(
+        self,
+        image_id: int,
+        file_name: str,
+        width: int,
+        height: int,
+        annotations: list[dict[str, Any]],
+        *,
+        page: int | None = None,
+    ) -> None:
         """Add one image and its instances (of `instance_annotations`).
 
-        The identifiers of the annotations are given here, counting from 1.
+        The identifiers of the annotations are given here, one after the other. `page` counts from 1.
         """
         lines = []
-        for number, annotation in enumerate(annotations, start=self._annotations + 1):
-            lines.append(json.dumps({"id": number, "image_id": image_id, **annotation}, allow_nan=False))
+        for number, annotation in enumerate(annotations, start=self._first + self._annotations):
+            entry = {"id": number, "image_id": image_id, **annotation}
+            polygons = entry.pop("polygons", None)
+            if self._polygons:
+                entry["segmentation"] = polygons
+            lines.append(json.dumps(entry, allow_nan=False))
         before = ",\n" if self._annotations else "\n"
         if lines:
             self._target.file.write((before + ",\n".join(lines)).encode())
         self._annotations += len(lines)
-        self._images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        image = {"id": image_id, "file_name": file_name, "width": width, "height": height}
+        if page is not None:
+            image["page"] = page
+        self._images.write(((",\n" if self._count else "") + json.dumps(image)).encode())
+        self._count += 1
 
     def close(self) -> None:
         """Finish the file and put it in its place."""
-        images = ",\n".join(json.dumps(image) for image in self._images)
-        self._target.file.write(f'\n],\n"images": [\n{images}\n]}}\n'.encode())
+        self._target.file.write(b'\n],\n"images": [\n')
+        self._images.seek(0)
+        shutil.copyfileobj(self._images, self._target.file)
+        self._target.file.write(b"\n]}\n")
+        self._images.close()
         self._target.commit()
 
     def discard(self) -> None:
         """Give up; a file of an earlier run stays as it was."""
+        self._images.close()
         self._target.discard()
 
 

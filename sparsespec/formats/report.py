@@ -17,6 +17,10 @@ from sparsespec._atomic import AtomicFile
 __all__ = ["ReportCard", "ReportWriter", "readable_duration", "readable_name"]
 
 
+MOST_FAILURES = 1000
+"""Images without a result that are listed."""
+
+
 @dataclass(frozen=True)
 class ReportCard:
     """What the report shows of one image.
@@ -31,8 +35,6 @@ class ReportCard:
         Instances found.
     score : float or None
         The best of their scores.
-    seconds : float
-        Time spent on the image.
     size : (int, int) or None
         Width and height in pixels.
     thumbnail : bytes or None
@@ -47,7 +49,6 @@ class ReportCard:
     status: str
     count: int = 0
     score: float | None = None
-    seconds: float = 0.0
     size: tuple[int, int] | None = None
     thumbnail: bytes | None = None
     overlay: str | None = None
@@ -58,7 +59,8 @@ class ReportCard:
 class ReportWriter:
     """Collects one card after the other and writes the page at the end.
 
-    The cards, with their pictures, wait in an unnamed temporary file, so that memory does not grow with the run.
+    There are no times in it: it depends on the results only. The cards, with their pictures, wait in an unnamed
+    temporary file, so that memory does not grow with the run.
 
     Parameters
     ----------
@@ -68,8 +70,9 @@ class ReportWriter:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = path
-        self._cards: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
-        self._failures: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        folder = os.path.dirname(path) or "."
+        self._cards: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as this object
+        self._failures: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._shown = 0
         self._failed = 0
 
@@ -78,7 +81,7 @@ class ReportWriter:
         if card.status == "done":
             self._cards.write(_card_html(card, self._shown).encode("utf-8", "replace"))
             self._shown += 1
-        else:
+        elif self._failed < MOST_FAILURES:
             name, reason = escape(readable_name(card.name)), escape(readable_name(card.error or card.status))
             self._failures.write(
                 f'<tr><td class="name">{name}</td><td>{escape(card.status)}</td><td>{reason}</td></tr>\n'.encode(
@@ -86,8 +89,12 @@ class ReportWriter:
                 )
             )
             self._failed += 1
+        else:
+            self._failed += 1
 
-    def close(self, *, totals: Mapping[str, str], parameters: Mapping[str, object], interrupted: bool = False) -> None:
+    def close(
+        self, *, totals: Mapping[str, str], parameters: Mapping[str, object], interrupted: bool = False, of: int = 0
+    ) -> None:
         """Write the page and forget the cards.
 
         Parameters
@@ -98,6 +105,8 @@ class ReportWriter:
             What the run was asked to do.
         interrupted : bool
             Say that the run ended early.
+        of : int
+            How many images have a result, when not all of them were added.
         """
         with AtomicFile(self._path) as page:
             page.write(_head(totals, parameters, interrupted=interrupted).encode("utf-8", "replace"))
@@ -109,8 +118,14 @@ class ReportWriter:
                 )
                 self._failures.seek(0)
                 shutil.copyfileobj(self._failures, page)
-                page.write(b"</tbody></table></div></section>\n")
+                page.write(b"</tbody></table></div>")
+                if self._failed > MOST_FAILURES:
+                    page.write(f"<p>The first {MOST_FAILURES:,}; all are in run.json.</p>".encode())
+                page.write(b"</section>\n")
             if self._shown:
+                if of > self._shown:
+                    note = f"{self._shown:,} of {of:,} pictures, chosen by chance; the others are beside this page."
+                    page.write(f'<p class="muted">{note}</p>\n'.encode())
                 page.write(_CONTROLS.encode())
                 self._cards.seek(0)
                 shutil.copyfileobj(self._cards, page)
@@ -171,14 +186,13 @@ def _card_html(card: ReportCard, position: int) -> str:
     facts = [f"{card.count} instance{'' if card.count == 1 else 's'}"]
     if card.score is not None:
         facts.append(f"best score {card.score:.2f}")
-    facts.append(readable_duration(card.seconds))
     if card.size is not None:
         facts.append(f"{card.size[0]} × {card.size[1]}")
     if card.mask is not None:
         facts.append(f'<a href="{_link(card.mask)}">mask</a>')
     return (
-        f'<figure data-position="{position}" data-name="{name}" data-score="{score or -1}" data-count="{card.count}"'
-        f' data-time="{card.seconds:.6f}">{picture}<figcaption><div class="name">{name}</div>'
+        f'<figure data-position="{position}" data-name="{name}" data-score="{score or -1}" data-count="{card.count}">'
+        f'{picture}<figcaption><div class="name">{name}</div>'
         f'<div class="facts">{" · ".join(facts)}</div></figcaption></figure>\n'
     )
 
@@ -249,8 +263,7 @@ figcaption{padding:9px 13px 12px}.name{overflow-wrap:anywhere;font-weight:600}
 _CONTROLS = """<div class="sort" role="group" aria-label="Sort the images"><span class="muted">Sort by</span>
 <button type="button" data-key="name" aria-pressed="false">name</button>
 <button type="button" data-key="score" aria-pressed="false">score</button>
-<button type="button" data-key="count" aria-pressed="false">instances</button>
-<button type="button" data-key="time" aria-pressed="false">time</button></div>
+<button type="button" data-key="count" aria-pressed="false">instances</button></div>
 <main>
 """
 

@@ -1,65 +1,12 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pytest
 
-from sparsespec.batch import OutputsError, output_names
+from sparsespec.batch import OutputsError
 from sparsespec.batch.outputs import OutputFolder
-
-
-def names(*images: str) -> dict[str, str]:
-    return dict(zip(images, output_names(images), strict=True))
-
-
-def test_plain_names_lose_their_ending() -> None:
-    assert names("x.jpg", "a/x.jpg", "a/b.c.png") == {"x.jpg": "x", "a/x.jpg": "a/x", "a/b.c.png": "a/b.c"}
-
-
-def test_equal_stems_keep_their_endings() -> None:
-    assert names("a/x.jpg", "a/x.png", "b/x.jpg") == {"a/x.jpg": "a/x.jpg", "a/x.png": "a/x.png", "b/x.jpg": "b/x"}
-
-
-def test_a_third_file_with_the_name_of_an_output() -> None:
-    assert names("x.jpg", "x.jpg.png", "x.png") == {"x.jpg": "x.jpg", "x.jpg.png": "x.jpg.png", "x.png": "x.png"}
-    assert names("x.jpg.png", "x.jpg.tif") == {"x.jpg.png": "x.jpg.png", "x.jpg.tif": "x.jpg.tif"}
-
-
-def test_disks_that_ignore_case_and_composition() -> None:
-    assert names("X.jpg", "x.png") == {"X.jpg": "X.jpg", "x.png": "x.png"}
-    assert names("X.JPG", "x.jpg") == {"X.JPG": "X.JPG", "x.jpg": "x.jpg.2"}
-    assert names("A/x.jpg", "a/x.jpg") == {"A/x.jpg": "A/x.jpg", "a/x.jpg": "a/x.jpg.2"}
-    assert names("\u00fc.jpg", "u\u0308.png") == {"\u00fc.jpg": "\u00fc.jpg", "u\u0308.png": "u\u0308.png"}
-
-
-def test_a_folder_with_the_name_of_an_output() -> None:
-    assert names("x.jpg", "x.png/y.jpg") == {"x.jpg": "x.jpg", "x.png/y.jpg": "x.png/y"}
-    assert names("x.tif", "x.jpg/y.jpg") == {"x.tif": "x.tif", "x.jpg/y.jpg": "x.jpg/y"}
-
-
-@pytest.mark.parametrize("seed", range(200))
-def test_outputs_never_meet(seed: int) -> None:
-    rng = random.Random(seed)
-    parts = ["x", "X", "x.jpg", "x.png", "x.jpg.png", "x.png.jpg", "x.2", "y"]
-    images = {
-        "/".join(
-            [*rng.choices(parts, k=rng.randrange(3)), rng.choice(parts) + rng.choice([".jpg", ".png", ".JPG", ".tif"])]
-        )
-        for _ in range(rng.randrange(1, 13))
-    }
-    # A path is a file or a folder, not both.
-    ordered = sorted(image for image in images if not any(other.startswith(image + "/") for other in images))
-    found = output_names(ordered)
-    for kind in (OutputFolder.mask, OutputFolder.overlay):
-        outputs = [kind(name).casefold() for name in found]
-        assert len(set(outputs)) == len(outputs)
-        taken = set(outputs)
-        for output in outputs:
-            parents = output.split("/")
-            assert not any("/".join(parents[:k]) in taken for k in range(1, len(parents)))
-    assert output_names(ordered) == found
 
 
 def test_new_and_empty_folders_are_fine(tmp_path: Path) -> None:

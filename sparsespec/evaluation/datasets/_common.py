@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsespec.batch.inputs import InputsError, find_inputs
-from sparsespec.batch.outputs import output_names
+from sparsespec.batch.names import output_names
 from sparsespec.evaluation.truth import Dataset, Example, TrueInstances
 from sparsespec.images import _own_process_state, open_image
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparsespec.batch.inputs import find_inputs
-from sparsespec.batch.outputs import output_names
+from sparsespec.batch.names import output_names
 from sparsespec.evaluation.datasets import KINDS, DatasetError, open_dataset
 
 VALUES = np.array([[0, 0, 3, 3], [0, 700, 700, 3], [0, 0, 0, 0]], np.uint16)
