@@ -179,7 +179,7 @@ class YouTubeVisWriter:
         video : str
             Name of the video. All its frames are added before the next video begins.
         frame : str
-            Name of the frame's file.
+            Name of the frame in its video: the list has it as ``video/frame``.
         width, height : int
             Size of the frame, pixels. 0 for a frame without a result: it takes its place in the lists all the same.
         annotations : sequence of mapping
@@ -210,7 +210,7 @@ class YouTubeVisWriter:
             track.score += annotation["score"]
             self._masks.write(json.dumps(annotation["segmentation"]).encode() + b"\n")
         before = ", " if current.frames else ""
-        self._list.file.write((before + json.dumps(frame)).encode())
+        self._list.file.write((before + json.dumps(f"{video}/{frame}")).encode())
         current.frames += 1
         if current.size == (0, 0):
             current.size = (width, height)

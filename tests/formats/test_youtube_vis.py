@@ -20,11 +20,11 @@ def frame(*lefts: int, scores: list[float]) -> list[dict]:
 
 def write(path: Path, ids: dict[str, int] | None = None) -> None:
     writer = YouTubeVisWriter(path, ids=ids)
-    assert writer.add("one", "one/0.jpg", 30, 12, frame(2, 20, scores=[0.5, 0.9])) == [1, 2]
-    assert writer.add("one", "one/1.jpg", 0, 0, []) == []
-    assert writer.add("one", "one/2.jpg", 30, 12, frame(4, scores=[0.7])) == [1]
-    assert writer.add("empty", "empty/0.jpg", 30, 12, []) == []
-    assert writer.add("a/two", "a/two/0.jpg", 30, 12, frame(2, scores=[0.1])) == [1]
+    assert writer.add("one", "0.jpg", 30, 12, frame(2, 20, scores=[0.5, 0.9])) == [1, 2]
+    assert writer.add("one", "1.jpg", 0, 0, []) == []
+    assert writer.add("one", "2.jpg", 30, 12, frame(4, scores=[0.7])) == [1]
+    assert writer.add("empty", "0.jpg", 30, 12, []) == []
+    assert writer.add("a/two", "0.jpg", 30, 12, frame(2, scores=[0.1])) == [1]
     writer.close()
 
 
@@ -69,7 +69,7 @@ def test_numbers_of_a_data_set(tmp_path: Path) -> None:
 def test_two_folders_of_the_same_name_get_different_numbers(tmp_path: Path) -> None:
     writer = YouTubeVisWriter(tmp_path / "x.json", ids={"clip": 5})
     for name in ("a/clip", "b/clip", "clip"):
-        writer.add(name, f"{name}/0.jpg", 30, 12, [])
+        writer.add(name, "0.jpg", 30, 12, [])
     writer.close()
     videos = json.loads(videos_path(tmp_path / "x.json").read_bytes())["videos"]
     assert [video["id"] for video in videos] == [5, 6, 7]
@@ -83,10 +83,10 @@ def test_no_videos(tmp_path: Path) -> None:
 
 def test_a_video_that_comes_back(tmp_path: Path) -> None:
     writer = YouTubeVisWriter(tmp_path / "x.json")
-    writer.add("a", "a/0", 1, 1, [])
-    writer.add("b", "b/0", 1, 1, [])
+    writer.add("a", "0", 1, 1, [])
+    writer.add("b", "0", 1, 1, [])
     with pytest.raises(ValueError, match="'a' do not follow one another"):
-        writer.add("a", "a/1", 1, 1, [])
+        writer.add("a", "1", 1, 1, [])
     writer.discard()
     assert list(tmp_path.iterdir()) == []
 
@@ -95,7 +95,7 @@ def test_names_of_every_kind(tmp_path: Path) -> None:
     writer = YouTubeVisWriter(tmp_path / "x.json")
     names = ['q"uo\\te', "new\nline", "日本", "x\udcff"]
     for name in names:
-        writer.add(name, f"{name}/0.jpg", 1, 1, [])
+        writer.add(name, "0.jpg", 1, 1, [])
     writer.close()
     assert [video["name"] for video in json.loads(videos_path(tmp_path / "x.json").read_bytes())["videos"]] == names
 
@@ -103,7 +103,7 @@ def test_names_of_every_kind(tmp_path: Path) -> None:
 def test_discarded(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("as it was")
     writer = YouTubeVisWriter(tmp_path / "x.json")
-    writer.add("a", "a/0", 30, 12, frame(2, scores=[1.0]))
+    writer.add("a", "0", 30, 12, frame(2, scores=[1.0]))
     writer.discard()
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
     assert (tmp_path / "x.json").read_text() == "as it was"
