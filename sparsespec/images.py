@@ -672,6 +672,10 @@ def _damaged(path: str | os.PathLike[str], error: Exception, where: str = "") ->
             f"decoding it{' ' + where if where else ''} takes more memory than there is, or its header is damaged",
             "check it with another program; give the process more memory or make the picture smaller",
         )
+    if type(error).__name__ in ("DecompressionBombError", "DecompressionBombWarning"):
+        return ImageReadError(
+            path, "what it unpacks to has more pixels than the limit, and than it says", "make it smaller, or a PNG"
+        )
     detail = " ".join(str(error).split())
     if isinstance(error, _MEANINGLESS) or not detail:
         detail = "its header contradicts itself"
@@ -807,6 +811,12 @@ def _own_process_state() -> Iterator[None]:
     """Silence the decoders, and take Pillow's own size limit away: ours replaces it."""
     from PIL import Image
 
+    for name in ("PIL", "tifffile"):
+        # Python prints records of a logger without any handler to stderr; what matters in them comes back as an
+        # exception.
+        logger = logging.getLogger(name)
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())
     with _PROCESS_STATE, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         limit = Image.MAX_IMAGE_PIXELS
@@ -904,10 +914,6 @@ def _open_tiff(
 
     from sparsespec._tiff import NotInPiecesError, TiffPieces, check_pieces
 
-    # Python prints records of a logger without any handler to stderr; what matters in them comes back as an exception.
-    logger = logging.getLogger("tifffile")
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
     with tifffile.TiffFile(handle) as file:
         page: Any = file.pages.first
         byteorder = file.byteorder

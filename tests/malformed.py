@@ -438,11 +438,24 @@ def webp_chunk(rng: random.Random, data: bytes) -> bytes:
 # GIF
 
 
+def gif_frame(data: bytes) -> int:
+    """Where the first frame begins; -1 if none is found."""
+    place = 13 + (3 << ((data[10] & 7) + 1) if len(data) > 10 and data[10] & 0x80 else 0)
+    while place + 12 < len(data) and data[place] != 0x2C:
+        if data[place] != 0x21:
+            return -1
+        place += 2
+        while place < len(data) and data[place]:
+            place += data[place] + 1
+        place += 1
+    return place if place + 12 < len(data) else -1
+
+
 def gif_sizes(rng: random.Random, data: bytes) -> bytes:
     """Change the logical screen, the place and size of a frame, the width of its codes."""
     result = bytearray(data)
-    frame = data.find(b"\x2c", 13)
-    if rng.random() < 0.4 or frame < 0 or frame + 12 > len(data):
+    frame = gif_frame(data)
+    if rng.random() < 0.4 or frame < 0:
         if len(data) < 13:
             return data
         struct.pack_into("<H", result, rng.choice((6, 8)), rng.choice(INTERESTING) & 0xFFFF)
@@ -590,6 +603,94 @@ def mutated(*, each: int, seed: int = 20) -> Iterator[tuple[str, bytes]]:
             # From a text, whose hash is the same in every process and version.
             rng = random.Random(f"{seed} {original} {number}")
             yield f"{number:03}-{mutate.__name__}-{original}", mutate(rng, data)
+
+
+# Bombs: small files that ask for much
+
+
+@functools.cache
+def _deflated_zeros(megabytes: int) -> bytes:
+    """Zeros as one block of raw deflate a megabyte, each the same."""
+    packer = zlib.compressobj(9, wbits=-15)
+    block = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return block * megabytes
+
+
+def _tiff_of_bytes(pixels: bytes, tags: dict[int, tuple[int, int, int]]) -> bytes:
+    """Write a little-endian TIFF: its pixels from byte 8 on, then a directory of (type, count, value or place)."""
+    entries = b"".join(struct.pack("<HHII", tag, *tags[tag]) for tag in sorted(tags))
+    start = 8 + len(pixels)
+    return b"II*\0" + struct.pack("<I", start) + pixels + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def _tiff_tags(width: int, height: int, compression: int, size: int, bits: int) -> dict[int, tuple[int, int, int]]:
+    values = {
+        256: width, 257: height, 258: bits, 259: compression, 262: 1, 273: 8, 277: 1, 278: height, 279: size,
+    }  # fmt: skip
+    return {tag: (4, 1, value) for tag, value in values.items()}
+
+
+def _webp_canvas(side: int) -> bytes:
+    frames = riff_chunks(originals()["frames.webp"])
+    return riff([(b"VP8X", b"\x02\0\0\0" + struct.pack("<I", side - 1)[:3] * 2), *frames[1:]])
+
+
+def _many_scans(number: int) -> bytes:
+    data = originals()["progressive.jpg"]
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * number + b"\xff\xd9"
+
+
+def _patched(data: bytes, place: int, kind: str, value: int) -> bytes:
+    result = bytearray(data)
+    struct.pack_into(kind, result, place, value)
+    return bytes(result)
+
+
+def bombs() -> Iterator[tuple[str, bytes, str]]:
+    """Name and content of files that must be refused, and what the reason is to say."""
+    deflated = b"\x78\xda" + _deflated_zeros(1024)
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    yield "zeros.png", png([(b"IHDR", header), (b"IDAT", deflated), (b"IEND", b"")]), "3600.0 megapixels"
+    plain = png_chunks(originals()["colour.png"])
+    for kind in (b"iCCP", b"zTXt"):
+        yield f"{kind.decode()}.png", png([plain[0], (kind, b"a\0\0" + deflated), *plain[1:]]), "too large"
+    for name, bits in (("deep", 16), ("float", 32)):
+        tags = _tiff_tags(64, 64, 8, len(deflated), bits)
+        yield f"{name}-zeros.tif", _tiff_of_bytes(deflated, tags), "inflates to more than"
+    for kind in (xz_of_zeros(64), xz_of_zeros(64) * 20):
+        yield f"xz-{len(kind)}.tif", _tiff_of_bytes(kind, _tiff_tags(64, 64, 34925, len(kind), 16)), "inflates to more"
+    pixels = bytes(1 << 20)
+    overlapping = _tiff_tags(64, 64, 1, 4096, 8) | {40_000 + i: (4, 200_000, 8) for i in range(4000)}
+    yield "tags.tif", _tiff_of_bytes(pixels, overlapping), "its tags claim"
+    places = _tiff_tags(64, 64, 1, 4096, 8) | {273: (3, 1 << 23, 8), 279: (3, 1 << 23, 8)}
+    yield "places.tif", _tiff_of_bytes(bytes(1 << 25), places), "strips or tiles"
+    gif = originals()["frames.gif"]
+    frame = gif_frame(gif)
+    yield "screen.gif", _patched(_patched(gif, 6, "<H", 65535), 8, "<H", 65535), "4294.8 megapixels"
+    disposed = gif[:frame] + b"\x21\xf9\x04\x08\0\0\0\0" + gif[frame:]
+    yield "frame.gif", _patched(_patched(disposed, frame + 13, "<H", 65535), frame + 15, "<H", 65535), "pixels"
+    yield "canvas.webp", _webp_canvas(16_384), "268.4 megapixels"
+    yield "wide-canvas.webp", _webp_canvas(1 << 24), "damaged"
+    baseline = originals()["baseline.jpg"]
+    start = baseline.index(b"\xff\xc0")
+    huge = _patched(_patched(baseline, start + 5, ">H", 65_500), start + 7, ">H", 65_500)
+    yield "nothing.jpg", huge, "4290.2 megapixels"
+    yield "scans.jpg", _many_scans(30_000), "more than 1000 scans"
+    exif = b"\xff\xe1\xff\xffExif\0\0" + bytes(65_527)
+    yield "exif.jpg", baseline[:2] + exif * 1000 + baseline[2:], "more than 16 MiB of metadata"
+    palette = bytes(1024)
+    info = struct.pack("<IiiHHIIiiII", 40, 900_000, 1, 1, 8, 1, 0, 0, 0, 256, 256)
+    body = info + palette + b"\0\2\xff\xff\0\1"
+    yield "runs.bmp", b"BM" + struct.pack("<IHHI", 14 + len(body), 0, 0, 14 + 40 + 1024) + body, "900000 pixels wide"
+
+
+@functools.cache
+def xz_of_zeros(megabytes: int) -> bytes:
+    """Zeros, compressed six thousandfold."""
+    import lzma
+
+    return lzma.compress(bytes(megabytes << 20), preset=0)
 
 
 # The program

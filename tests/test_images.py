@@ -365,9 +365,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     try:
         path.read_bytes()
         # The superuser reads everything: make the system call fail instead.
-        monkeypatch.setattr(
-            Path, "open", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
-        )
+        monkeypatch.setattr("os.open", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     except PermissionError:
         pass
     with pytest.raises(ImageReadError, match="permission denied"):
