@@ -25,6 +25,7 @@ LARGEST_PIECE = 1 << 28
 """Bytes, decoded, of the largest tile or strip that is read as a piece."""
 
 _PIECE_AIM = 1 << 20
+_MOST_PARTS = 1 << 22
 # None, CCITT, LZW, JPEG, deflate (two numbers), PackBits, LZMA, Zstandard, WebP. The old JPEG (6) keeps its tables
 # outside the pieces.
 _COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 7, 8, 32946, 32773, 34925, 50000, 50001})
@@ -269,6 +270,9 @@ class TiffPieces:
         """Cut uncompressed strips, of which a file may have a single one, into strips of a handy size."""
         height, strip = self.shape[0], self._unit[0]
         rows = max(1, min(strip, _PIECE_AIM // (row_bytes * self._planes)))
+        # Heights are only what the header says, and an array of all rows of 2^31 takes 16 GB.
+        if math.ceil(height / strip) * math.ceil(min(strip, height) / rows) > _MOST_PARTS:
+            raise NotInPiecesError(f"its {height} rows make more than {_MOST_PARTS} pieces")
         tops = np.concatenate([np.arange(top, min(top + strip, height), rows) for top in range(0, height, strip)])
         bottoms = np.append(tops[1:], height)
         owner, inside = tops // strip, (tops % strip) * row_bytes
