@@ -399,7 +399,9 @@ class _Work:
         from sparsespec.batch.processes import WorkerError
 
         try:
-            with closed(self._guard.outcomes(self._job, [item], begin=self._begin, stopping=threading.Event())) as found:
+            with closed(
+                self._guard.outcomes(self._job, [item], begin=self._begin, stopping=threading.Event())
+            ) as found:
                 results = list(found)
         except WorkerError:  # such as of a segmenter of the main program: then as before, three deaths are the limit
             self._guard = False
