@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["provider_options"]
+__all__ = ["pairs", "provider_options"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -31,7 +31,8 @@ class ProviderName(click.ParamType):
             self.fail(f"{error}.", param, ctx)
 
 
-def _pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Turn KEY=VALUE, given any number of times, into a dict."""
     options: dict[str, str] = {}
     for value in values:
         key, equals, text = value.partition("=")
@@ -49,7 +50,7 @@ def provider_options(command: _Command) -> _Command:
         "--provider-option",
         "provider_options",
         multiple=True,
-        callback=_pairs,
+        callback=pairs,
         metavar="KEY=VALUE",
         help="Option of that provider, handed to it as it is, such as device_id=1; may be given several times.",
     )(command)

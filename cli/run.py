@@ -18,6 +18,7 @@ from ._storage import storage_options as with_storage
 if TYPE_CHECKING:
     from sparsespec.backbone import Backbone
     from sparsespec.batch import BatchResult
+    from sparsespec.batch.job import Engine, ImageSegmenter, ShardEngine
 
 __all__ = ["open_backbone", "run_command"]
 
@@ -143,8 +144,8 @@ class PositiveNumber(click.ParamType):
 @click.option(
     "--engine",
     type=click.Choice(["inline", "processes", "dask"]),
-    help="How work is spread: threads of this process; worker processes, which a file can end without ending the run; or"
-    " a Dask cluster. Default: 'inline', with a limit on time or memory 'processes'. Results don't depend on it.",
+    help="How work is spread: threads of this process; worker processes, which a file can end but not the run; or a"
+    " Dask cluster. Default: 'inline', with a limit on time or memory 'processes'. Results don't depend on it.",
 )
 @click.option(
     "--dask-scheduler",
@@ -197,9 +198,7 @@ class PositiveNumber(click.ParamType):
     help="Replace the results of an earlier run in the output folder. Without it the same run goes on where it was"
     " ended, and another one is refused.",
 )
-@click.option(
-    "--prune", is_flag=True, help="Remove results of an earlier run whose images are no longer in the input."
-)
+@click.option("--prune", is_flag=True, help="Remove results of an earlier run whose images are no longer in the input.")
 @click.option(
     "--retry-quarantined",
     is_flag=True,
@@ -207,9 +206,7 @@ class PositiveNumber(click.ParamType):
     " tried again in any case.",
 )
 @click.option("--fail-fast", is_flag=True, help="End the run with the first image that fails.")
-@click.option(
-    "--follow-links", is_flag=True, help="Read images through links that lead out of the input folder."
-)
+@click.option("--follow-links", is_flag=True, help="Read images through links that lead out of the input folder.")
 @click.option("--no-overlays", is_flag=True, help="Leave out the overlays: less time, less space.")
 @click.option("--cutouts", is_flag=True, help="Write each instance by itself, on a transparent ground: cutouts/*.png.")
 @click.option("--polygons", is_flag=True, help="Outlines in instances.json instead of run-length encodings.")
@@ -221,6 +218,12 @@ class PositiveNumber(click.ParamType):
     "--youtube-vis",
     is_flag=True,
     help="Link instances from frame to frame of each folder, and write a YouTube-VIS submission: youtube_vis.json.",
+)
+@click.option(
+    "--video-list",
+    type=click.Path(),
+    metavar="FILE",
+    help="JSON file of a data set with the numbers of its videos, for --youtube-vis; else they are numbered from 1.",
 )
 @click.option(
     "--coco-shards",
@@ -275,6 +278,7 @@ def run_command(
     yolo: bool,
     table: str | None,
     youtube_vis: bool,
+    video_list: str | None,
     coco_shards: bool,
     shard_size: int,
     seed: int,
@@ -319,10 +323,14 @@ def run_command(
     if engine == "inline" and limited:
         raise click.UsageError("threads cannot be stopped: give a limit together with --engine processes.", ctx)
     if engine == "dask" and memory_limit is not None:
-        raise click.UsageError("--memory-limit goes with --engine processes; workers of Dask have limits of their own.", ctx)
+        raise click.UsageError(
+            "--memory-limit goes with --engine processes; workers of Dask have limits of their own.", ctx
+        )
     engine = engine or ("processes" if limited else "inline")
     if dask_scheduler is not None and engine != "dask":
         raise click.UsageError("--dask-scheduler goes with --engine dask.", ctx)
+    if video_list is not None and not youtube_vis:
+        raise click.UsageError("--video-list goes with --youtube-vis.", ctx)
     size = _size(ctx, long_side, scale, megapixels)
     try:
         inputs = find_inputs(source, output=output, storage_options=storage_options)
@@ -352,6 +360,7 @@ def run_command(
         "method": method,
         **_recorded(directions, model),
         **size,
+        **({} if max_megapixels is None else {"max_megapixels": max_megapixels}),
         "seed": seed,
     }
     progress = Progress(len(inputs.images) + len(inputs.unlisted))
@@ -370,6 +379,7 @@ def run_command(
                     coco_shards=coco_shards,
                     table=table,
                     youtube_vis=youtube_vis,
+                    video_list=video_list,
                 ),
                 overwrite=overwrite,
                 prune=prune,

@@ -278,6 +278,7 @@ class Segmenter:
         for middle, colour in ((_WARM_UP[1] // 4, (240, 200, 40)), (_WARM_UP[1] * 3 // 4, (40, 30, 60))):
             picture[np.hypot(down - _WARM_UP[0] // 2, across - middle) < _WARM_UP[0] / 3] = colour
         other = copy.copy(self)
+        other._resolution = _resolution(None, None, None)
         other._n_instances = None if self._n_instances is None else 1
         other(picture)
 

@@ -499,6 +499,41 @@ def test_another_process_gives_the_same_bytes(
         assert_same_bytes(pool.submit(small, astronaut).result(timeout=120), small_result)
 
 
+def test_a_copy_with_other_threads(small: Segmenter, small_result: Segmentation, astronaut: np.ndarray) -> None:
+    one = small.with_threads(1)
+    assert (one.backbone.threads, one.backbone.concurrency) == (1, 1)
+    assert one.backbone is not small.backbone
+    assert_same_bytes(one(astronaut), small_result)
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        small.with_threads(0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"long_side": 100_000},
+        {"scale": 1e-6},
+        {"megapixels": 900.0, "n_instances": 5000},
+        {"method": "paper", "n_instances": 3},
+    ],
+)
+def test_warming_up_takes_little_whatever_the_settings(
+    backbone: Backbone, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    features = Backbone.features
+
+    def watched(self: Backbone, image: Any, **size: Any) -> Any:
+        tokens = features(self, image, **size)
+        seen.append(tokens.grid)
+        return tokens
+
+    monkeypatch.setattr(Backbone, "features", watched)
+    Segmenter(backbone, **options).warm_up()
+    assert seen
+    assert all(rows * columns <= 1024 for rows, columns in seen)
+
+
 def test_segment_is_a_segmenter_used_once(
     backbone: Backbone, small_result: Segmentation, astronaut: np.ndarray
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import sparsespec
+from sparsespec._atomic import write_atomic
 from sparsespec.batch.job import Formats, Outcome
 from sparsespec.batch.record import RECORD_NAME, RecordWriter, Row
 from sparsespec.formats.coco import CocoWriter
 from sparsespec.formats.report import ReportCard, ReportWriter
+from sparsespec.formats.table import TableWriter
+from sparsespec.formats.yolo import yolo_dataset_yaml
+from sparsespec.formats.youtube_vis import YouTubeVisWriter, video_ids
 
 __all__ = ["Facts", "assemble", "now", "write_running"]
 
@@ -87,6 +92,8 @@ def assemble(
 
     Raises
     ------
+    ImportError
+        The table needs a package that is missing.
     OSError
         Something cannot be written. Each file of before is replaced in one step, or left as it is.
     """
@@ -105,6 +112,15 @@ def assemble(
                 polygons=formats.polygons,
             )
             cleanup.callback(coco.discard)
+        table = videos = None
+        if formats.table is not None:
+            name = f"instances.{formats.table}"
+            table = TableWriter(folder / name, formats.table)
+            cleanup.callback(table.discard)
+        if formats.youtube_vis:
+            ids = None if formats.video_list is None else video_ids(formats.video_list)
+            videos = _Videos(YouTubeVisWriter(folder / "youtube_vis.json", ids=ids))
+            cleanup.callback(videos.writer.discard)
         for row in unlisted:
             record.add(row)
             report.add(ReportCard(name=row.path, status=row.status, error=row.error))
@@ -115,9 +131,24 @@ def assemble(
                 coco.add(image_id, row.path, row.size[0], row.size[1], outcome.annotations, page=row.page)
             if row.status != "done" or outcome.thumbnail is not None:
                 report.add(_card(outcome))
+            if row.status == "done" and row.size is not None and table is not None:
+                about = (row.path, row.page, *row.size)
+                table.add(image_id, *about, outcome.annotations, outcome.properties, row.mask)
+            if videos is not None:
+                videos.add(outcome)
         if coco is not None:
             coco.close()
             written.append("instances.json")
+        if table is not None:
+            table.close()
+            written.append(name)
+        if videos is not None:
+            videos.writer.close()
+            written += ["youtube_vis.json", "youtube_vis.videos.json"]
+        if formats.yolo:
+            (folder / "yolo").mkdir(exist_ok=True)
+            write_atomic(folder / "yolo" / "data.yaml", yolo_dataset_yaml().encode())
+            written.append("yolo/data.yaml")
         done = record.counts["done"]
         report.close(
             totals=_captions(record.counts), parameters=facts.parameters, interrupted=state != "finished", of=done
@@ -126,6 +157,30 @@ def assemble(
         record.close(state=state, **vars(facts), finished=now(), seconds=seconds)
         written.append(RECORD_NAME)
     return dict(record.counts), written
+
+
+class _Videos:
+    """Tells which images are frames of one video: those of a folder, or the pages of a file."""
+
+    def __init__(self, writer: YouTubeVisWriter) -> None:
+        self.writer = writer
+        self._parts: Counter[str] = Counter()
+        self._folder: str | None = None
+
+    def add(self, outcome: Outcome) -> None:
+        row = outcome.row
+        folder, _, frame = row.path.rpartition("/")
+        if row.page is not None:
+            folder, frame = row.path, f"page {row.page}"
+        if folder != self._folder:
+            self._folder = folder
+            self._parts[folder] += 1
+        # In the order of the inputs folders stand between the files of the folder around them.
+        part = self._parts[folder]
+        name = (folder or ".") if part == 1 else f"{folder or '.'} ({part})"
+        done = row.status == "done" and row.size is not None
+        width, height = row.size if done and row.size is not None else (0, 0)
+        self.writer.add(name, frame, width, height, outcome.annotations if done else [])
 
 
 def _card(outcome: Outcome) -> ReportCard:

@@ -89,9 +89,10 @@ def find_inputs(
     """
     text = os.fspath(source)
     if "://" in text:
-        from sparsespec.batch.urls import find_url_inputs  # type: ignore[import-not-found,unused-ignore]
+        from sparsespec.batch.urls import find_url_inputs
 
-        return find_url_inputs(text, storage_options, output=None if output is None else os.fspath(output))
+        found = find_url_inputs(text, storage_options or {}, output=output)
+        return Inputs(found.store.place, found.images, found.unlisted, found.store)
     path = Path(text)
     try:
         is_folder, exists = path.is_dir(), path.exists()

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from sparsespec.batch.record import Row
 from sparsespec.batch.store import Store
+from sparsespec.formats.table import TableKind
 from sparsespec.images import DEFAULT_MAX_PIXELS
 
 if TYPE_CHECKING:
     from sparsespec.batch.shard import ShardSummary, ShardTask
     from sparsespec.pipeline import Segmentation
 
-__all__ = ["Engine", "Formats", "ImageSegmenter", "Item", "Job", "Outcome", "ShardEngine", "failure", "in_order"]
+__all__ = [
+    "Engine",
+    "Formats",
+    "ImageSegmenter",
+    "Item",
+    "Job",
+    "Outcome",
+    "ShardEngine",
+    "closed",
+    "failure",
+    "in_order",
+]
+
+
+_T = TypeVar("_T")
 
 
 class ImageSegmenter(Protocol):
@@ -63,6 +79,8 @@ class Formats:
         ``csv`` or ``parquet``: a table of all instances.
     youtube_vis : bool
         A YouTube-VIS submission: instances linked from frame to frame of each folder.
+    video_list : str or None
+        JSON file of a data set that has the numbers of its videos, for the submission.
     """
 
     overlays: bool = True
@@ -70,8 +88,9 @@ class Formats:
     yolo: bool = False
     polygons: bool = False
     coco_shards: bool = False
-    table: str | None = None
+    table: TableKind | None = None
     youtube_vis: bool = False
+    video_list: str | None = None
 
 
 @dataclass(frozen=True)
@@ -222,6 +241,17 @@ def failure(item: Item, error: str, reason: str, *, seconds: float = 0.0) -> Out
     """
     row = Row(path=item.path, status="failed", error=error, reason=reason, seconds={"total": round(seconds, 6)})
     return Outcome(row, name=item.name)
+
+
+@contextmanager
+def closed(values: Iterator[_T]) -> Iterator[Iterator[_T]]:
+    """Close an iterator after a block, if it can be closed."""
+    try:
+        yield values
+    finally:
+        close = getattr(values, "close", None)
+        if close is not None:
+            close()
 
 
 def in_order(path: str) -> list[str]:

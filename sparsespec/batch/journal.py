@@ -29,15 +29,15 @@ def outcome_to(outcome: Outcome) -> dict[str, Any]:
     """Turn an outcome into JSON values, the path and the page first; times and the like are left out."""
     row = outcome.row
     content: dict[str, Any] = {"path": row.path, "page": row.page}
-    content.update((key, value) for key, value in vars(row).items() if key not in content and key not in _VOLATILE)
+    content.update(
+        (key, jsonable(value)) for key, value in vars(row).items() if key not in content and key not in _VOLATILE
+    )
     content["name"] = outcome.name
     content["files"] = outcome.files
     content["annotations"] = outcome.annotations
     content["properties"] = outcome.properties
     content["thumbnail"] = None if outcome.thumbnail is None else base64.b64encode(outcome.thumbnail).decode("ascii")
-    cleaned = jsonable(content)
-    assert isinstance(cleaned, dict)
-    return cleaned
+    return content
 
 
 def outcome_from(
@@ -102,6 +102,7 @@ class Journal:
         self._last = time.monotonic()
         self._lock = threading.Lock()
         self._empty = True
+        self._closed = False
 
     def begin(self, item: Item) -> None:
         """Note that the work on a file begins."""
@@ -110,12 +111,15 @@ class Journal:
     def settle(self, path: str, outcomes: list[Outcome]) -> None:
         """Note the outcomes of a file."""
         lines = [[outcome_to(outcome), outcome.row.seconds, outcome.row.fingerprint] for outcome in outcomes]
-        self._add({"settled": path, "outcomes": jsonable(lines)})
+        self._add({"settled": path, "outcomes": lines})
 
     def close(self) -> None:
         """Note that this process ends by itself: whatever it had begun is no suspect."""
+        if self._closed:
+            return
         if not self._empty:
             self._add({"closed": True})
+        self._closed = True
         with self._lock:
             self._flush()
             if self._descriptor is not None:

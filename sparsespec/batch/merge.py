@@ -12,7 +12,7 @@ from typing import IO
 
 from sparsespec.batch.job import Item, Outcome, in_order
 from sparsespec.batch.journal import outcome_from, outcome_to
-from sparsespec.batch.record import Row, jsonable
+from sparsespec.batch.record import Row
 from sparsespec.batch.state import State
 
 __all__ = ["merged"]
@@ -82,7 +82,7 @@ def _outcomes(streams: Sequence[Iterator[tuple[_Key, Outcome]]]) -> Iterator[Out
 def _shard(state: State, number: int, items: Sequence[Item], stack: ExitStack) -> Iterator[tuple[_Key, Outcome]]:
     known = {item.path: item for item in items}
     seen = set()
-    settled: Iterator[Outcome] = state.outcomes(number, known.keys(), stack)
+    settled: Iterator[Outcome] = state.outcomes(number, set(known), stack)
     missing: list[Item] = []
     position = 0
     for outcome in settled:
@@ -113,7 +113,7 @@ def _spooled(streams: Sequence[Iterator[tuple[_Key, Outcome]]], scratch: Path) -
     file: IO[bytes] = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - whoever merges it closes it
     for outcome in _outcomes(streams):
         line = [outcome_to(outcome), outcome.row.seconds, outcome.row.fingerprint]
-        file.write(json.dumps(jsonable(line), allow_nan=False).encode() + b"\n")
+        file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
     file.seek(0)
     return file
 

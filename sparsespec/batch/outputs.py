@@ -36,7 +36,7 @@ FINAL_FILES = (
     "instances.csv",
     "instances.parquet",
     "youtube_vis.json",
-    "youtube_vis_videos.json",
+    "youtube_vis.videos.json",
     "yolo/data.yaml",
     RECORD_NAME,
 )

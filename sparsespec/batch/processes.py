@@ -31,7 +31,7 @@ from sparsespec._threads import available_cpus
 from sparsespec.batch.job import Item, Job, Outcome, failure
 from sparsespec.batch.worker import LIFELINE, SCRATCH, frame, read_frame, write_frame
 
-__all__ = ["Processes", "WorkerError"]
+__all__ = ["Processes", "WorkerError", "pickled_job"]
 
 _LOG = logging.getLogger("sparsespec.batch")
 
@@ -53,6 +53,8 @@ _WATCHING_MEMORY = 0.02
 _AHEAD = 4
 # Seconds that an idle process gets to end by itself, and one that has closed its pipe.
 _GRACE = 2.0
+# And one that was killed: it may hang in a call to the system, for a file server that does not answer.
+_LAST_GRACE = 10.0
 _TAIL = 8192
 _LONGEST_LINE = 200
 
@@ -83,6 +85,8 @@ class Processes:
     of the job has its process killed, and fails with the reason ``timeout``. The time it takes to start a process, open
     the model and load the compiled kernels counts for no file: a process segments a small picture before its first.
     Only kernels for rare images (16 bits, gigapixels) may be compiled later, once on each machine.
+
+    What a process that dies has written of its file's results is left where it is.
 
     Processes live until `close`, or the end of the program, and serve several calls of `outcomes`, one at a time; for
     calls at the same time make an engine for each. They end by themselves when this process dies in any way.
@@ -163,7 +167,7 @@ class Processes:
             run = _Run(
                 self._children,
                 job,
-                _pickled(job),
+                pickled_job(job),
                 self.threads,
                 iter(items),
                 begin,
@@ -216,7 +220,14 @@ class _JobPickler(pickle.Pickler):
             )
 
 
-def _pickled(job: Job) -> bytes:
+def pickled_job(job: Job) -> bytes:
+    """Pickle a job for worker processes.
+
+    Raises
+    ------
+    WorkerError
+        That is not possible, and why.
+    """
     file = BytesIO()
     try:
         _JobPickler(file, pickle.HIGHEST_PROTOCOL).dump(job)
@@ -347,7 +358,8 @@ class _Child:
             self._requests.close()
         if not self._wait(_GRACE):
             _kill_group(self._process)
-            self._process.wait()
+            if not self._wait(_LAST_GRACE):
+                _LOG.warning("worker process %d could not be killed, most likely for a disk or server", self.pid)
         # What it has started itself keeps its pipes open otherwise.
         _kill_group(self._process)
         self._answers.close()
@@ -411,7 +423,9 @@ def _memory(pid: int) -> int:
     return 0
 
 
-def _ending(code: int, last_words: str) -> str:
+def _ending(code: int | None, last_words: str) -> str:
+    if code is None:
+        return "hangs in a call to the system and cannot be ended"
     if code < 0:
         try:
             name = signal.Signals(-code).name

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from sparsespec.batch.assemble import Facts, assemble, now, write_running
 from sparsespec.batch.inline import Inline
 from sparsespec.batch.inputs import Inputs
-from sparsespec.batch.job import Engine, Formats, ImageSegmenter, Item, Job, Outcome, ShardEngine
+from sparsespec.batch.job import Engine, Formats, ImageSegmenter, Item, Job, Outcome, ShardEngine, closed
 from sparsespec.batch.merge import merged
 from sparsespec.batch.names import output_names
 from sparsespec.batch.outputs import OutputsError, held, prepare, sweep
@@ -36,7 +36,10 @@ from sparsespec.batch.plan import (
 from sparsespec.batch.record import RECORD_NAME, BatchResult, Row, Rows
 from sparsespec.batch.shard import ENDED, Shard, ShardTask, blocked_by, gone, is_hopeless, quarantined, remove_stale
 from sparsespec.batch.state import State
-from sparsespec.batch.store import LocalStore, Store
+from sparsespec.batch.store import Store
+from sparsespec.batch.urls import open_store
+from sparsespec.formats.table import TABLE_KINDS
+from sparsespec.formats.youtube_vis import video_ids
 from sparsespec.images import DEFAULT_MAX_PIXELS
 
 __all__ = ["run_batch"]
@@ -134,12 +137,14 @@ def run_batch(
     engine = Inline() if engine is None else engine
     if time_limit is not None and isinstance(engine, Inline):
         raise ValueError("time_limit needs an engine with worker processes: a thread cannot be stopped")
-    target = output if isinstance(output, Store) else LocalStore(Path(output))
+    formats = formats or Formats()
+    _check_formats(formats)
+    target = output if isinstance(output, Store) else open_store(output)
     job = Job(
         segmenter,
         inputs.source,
         target,
-        formats=formats or Formats(),
+        formats=formats,
         max_pixels=max_pixels,
         follow_links=follow_links or inputs.named,
         time_limit=time_limit,
@@ -263,7 +268,7 @@ class _Run:
         target = self._job.target
         with target.staged() as folder:
             outcomes = merged(self._state, self._plan.shards, self.items, folder)
-            with closing(outcomes):
+            with closed(outcomes):
                 counts, paths = assemble(
                     outcomes, self._unlisted, folder, self._job.formats, self._facts, state=ended, seconds=seconds
                 )
@@ -320,7 +325,7 @@ class _Work:
             results = engine.outcomes(
                 self._job, _Guarded(self._files(isinstance(engine, Inline))), begin=self._begin, stopping=self.stopping
             )
-            cleanup.enter_context(closing(results))
+            cleanup.enter_context(closed(results))
             for item, outcomes in results:
                 with _held_interrupts():
                     self._note(item, outcomes)
@@ -340,7 +345,7 @@ class _Work:
                 sizes[number] = len(shard.pending)
                 yield ShardTask(number, tuple(items), retry_quarantined=self._run.retry)
 
-        with closing(engine.summaries(self._job, _Guarded(tasks()), stopping=self.stopping)) as results:
+        with closed(engine.summaries(self._job, _Guarded(tasks()), stopping=self.stopping)) as results:
             for summary in results:
                 for path, status, error, instances in summary.rows:
                     self._settled += 1
@@ -387,7 +392,7 @@ class _Work:
         return self._guard is False
 
     def _guarded(self, item: Item) -> Iterator[tuple[Item, list[Outcome]]]:
-        with closing(self._guard.outcomes(self._job, [item], begin=self._begin, stopping=threading.Event())) as results:
+        with closed(self._guard.outcomes(self._job, [item], begin=self._begin, stopping=threading.Event())) as results:
             yield from results
 
     def _shard(self, item: Item) -> Shard:
@@ -491,6 +496,16 @@ def _held_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
     for handler, *arguments in held:
         handler(*arguments)
+
+
+def _check_formats(formats: Formats) -> None:
+    """See what is wrong with the formats before the first image."""
+    if formats.table == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ImportError("a Parquet table needs pyarrow: pip install 'sparsespec[table]'")
+    if formats.table is not None and formats.table not in TABLE_KINDS:
+        raise ValueError(f"table must be one of {', '.join(TABLE_KINDS)}, not {formats.table!r}")
+    if formats.video_list is not None:
+        video_ids(formats.video_list)
 
 
 def _whole(place: Any) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import sparsespec
-from sparsespec.batch.job import Engine, Item, Job, Outcome, failure, in_order
+from sparsespec.batch.job import Engine, Item, Job, Outcome, closed, failure, in_order
 from sparsespec.batch.journal import Journal
 from sparsespec.batch.outputs import planned_files, remove_outputs
 from sparsespec.batch.state import State
@@ -255,7 +255,7 @@ def work_shard(job: Job, task: ShardTask, engine: Engine, *, stopping: threading
         for item in [item for item in todo if item.path in task.quarantined]:
             settle(item, [quarantined(item)])
         items: Iterator[Item] = (item for item in todo if item.path not in task.quarantined)
-        with closing(engine.outcomes(job, items, begin=shard.begin, stopping=stopping)) as results:
+        with closed(engine.outcomes(job, items, begin=shard.begin, stopping=stopping)) as results:
             for item, outcomes in results:
                 summary.blocked = blocked_by(outcomes)
                 if summary.blocked is not None:

@@ -20,7 +20,7 @@ from typing import Any
 from sparsespec.batch.job import Outcome, in_order
 from sparsespec.batch.journal import Journal, Past, outcome_from, outcome_to, read_journals
 from sparsespec.batch.plan import Plan, PlanError
-from sparsespec.batch.record import jsonable, stored_rows
+from sparsespec.batch.record import stored_rows
 from sparsespec.batch.store import Store
 
 __all__ = ["STATE", "State"]
@@ -85,7 +85,7 @@ class State:
         """Write the record of a shard, and remove the journals that it replaces."""
         paths = sorted(settled, key=in_order)
         times = {path: [[outcome.row.seconds, outcome.row.fingerprint] for outcome in settled[path]] for path in paths}
-        self.store.write(_times(shard), json.dumps(jsonable(times), allow_nan=False).encode())
+        self.store.write(_times(shard), json.dumps(times, allow_nan=False).encode())
         lines = [json.dumps(outcome_to(outcome), allow_nan=False) + "\n" for path in paths for outcome in settled[path]]
         self.store.write(_record(shard), "".join(lines).encode())
         for journal in journals:

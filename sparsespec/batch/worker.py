@@ -128,7 +128,8 @@ def _answer(job: Job, item: Item) -> bytes:
     try:
         return frame("done", one.process_file(job, item))
     except Exception as error:  # most likely something that cannot be pickled
-        return frame("done", [failure(item, one.explain(error, None), "error")])
+        kind = "memory" if isinstance(error, MemoryError) else "error"
+        return frame("done", [failure(item, one.explain(error, None), kind)])
 
 
 def _let_be_killed_first() -> None:

@@ -199,15 +199,13 @@ def _joined(
 def _polygons(
     starts: _Whole, xs: npt.NDArray[np.float64], ys: npt.NDArray[np.float64], after: list[int]
 ) -> list[list[float]]:
-    result = []
+    result: list[list[float]] = []
     points = np.column_stack([xs, ys])
     for start in starts.tolist():
         chain, at = [start], after[start]
         while at != start:
             chain.append(at)
             at = after[at]
-        flat = points[chain].ravel()
-        whole = flat.astype(np.int64)
         # Whole numbers are written as such: they are shorter in JSON.
-        result.append(whole.tolist() if (whole == flat).all() else [int(v) if v % 1 == 0 else v for v in flat.tolist()])
+        result.append([int(value) if value.is_integer() else value for value in points[chain].ravel().tolist()])
     return result

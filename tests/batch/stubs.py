@@ -147,31 +147,3 @@ def note(folder: Path) -> None:
             import fcntl
 
             fcntl.flock(_held[-1], fcntl.LOCK_EX)
-
-
-# The contract of sparsespec.batch.one
-def _process_file(job: Any, item: Any) -> list[Any]:
-    from sparsespec.batch import one
-    from sparsespec.batch.outputs import OutputFolder
-
-    return [
-        one.process_image(
-            job.segmenter,
-            job.source.folder,
-            item.path,
-            OutputFolder(job.target.folder),
-            item.name,
-            overlays=job.formats.overlays,
-            max_pixels=job.max_pixels,
-        )
-    ]
-
-
-def _adapt() -> None:
-    from sparsespec.batch import one
-
-    if not hasattr(one, "process_file"):
-        one.process_file = _process_file
-
-
-_adapt()

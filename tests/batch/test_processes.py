@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import sparsespec
 from sparsespec.batch import one, processes
 from sparsespec.batch.job import Formats, Item, Job, Outcome
 from sparsespec.batch.processes import Processes, WorkerError
@@ -119,6 +120,24 @@ def test_same_bytes_as_here(tmp_path: Path, stubs: ModuleType, workers: int) -> 
         (other,) = found[path]
         assert (other.annotations, other.thumbnail) == (outcome.annotations, outcome.thumbnail)
         assert (other.row.path, other.row.status, other.row.error) == (path, outcome.row.status, outcome.row.error)
+
+
+@pytest.mark.slow
+def test_same_bytes_with_the_network(tmp_path: Path) -> None:
+    from skimage import data
+
+    (tmp_path / "in").mkdir()
+    items = [Item(f"{name}.png", name) for name in ("astronaut", "coffee", "chelsea")]
+    for item in items:
+        Image.fromarray(getattr(data, item.name)()).save(tmp_path / "in" / item.path)
+    here = job_of(tmp_path, sparsespec.Segmenter(threads=2), "here")
+    for item in items:
+        one.process_file(here, item)
+    with Processes(2, 1) as engine:
+        found = work(engine, job_of(tmp_path, here.segmenter), items)
+    assert failed(found) == {}
+    assert all(outcomes[0].row.instances for outcomes in found.values())
+    assert files(tmp_path / "out") == files(tmp_path / "here")
 
 
 def test_one_session_for_each_worker_kept_from_call_to_call(tmp_path: Path, stubs: ModuleType, notes: Path) -> None:
@@ -503,6 +522,24 @@ def test_temporary_files_of_a_killed_process_go_with_it(
         child.ask("job", (b"", 1), 1.0)
     assert "SIGKILL" in child.end()
     assert list(scratch.iterdir()) == []
+
+
+@posix
+def test_a_process_that_cannot_be_killed_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    child = processes._Child(1, scratch=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "_GRACE", 0.1)
+        patch.setattr(processes, "_LAST_GRACE", 0.1)
+        # One that waits for a disk can only be pretended.
+        patch.setattr(processes, "_kill_group", lambda process: None)
+        os.kill(child.pid, signal.SIGSTOP)
+        assert "cannot be ended" in child.end()
+        assert "could not be killed" in caplog.text
+    processes._kill_group(child._process)
+    child._process.wait()
+    child._listener.join()
 
 
 def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
