@@ -187,8 +187,11 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
 
 async def _work(address: str, machines: int, threads: int) -> None:
     """Be so many workers until the scheduler is gone."""
+    import dask
     from distributed import Worker
 
+    # A hundred of them would look at the same process a hundred times.
+    dask.config.set({"distributed.worker.profile.enabled": False, "distributed.admin.system-monitor.interval": "60s"})
     with tempfile.TemporaryDirectory(prefix="sparsespec-bench-") as folder:
         workers = [
             Worker(address, nthreads=threads, memory_limit=None, dashboard=False, local_directory=folder, name=number)
