@@ -362,9 +362,10 @@ def test_a_worker_is_killed_and_another_joins(job: Any, farm: Any, tmp_path: Pat
     for summary in Cluster(machines.address).summaries(work, tasks, stopping=threading.Event()):
         summaries.append(summary)
         if len(summaries) == 10:
+            before = set(_workers(machines.address))
             machines.kill(first)
             machines.worker()
-            machines.wait_for(2)
+            until(lambda: _workers(machines.address).keys() - before)  # noqa: B023 - called at once
     assert second.poll() is None
     assert sorted(summary.number for summary in summaries) == list(range(30))
     assert recorded(tmp_path / "out") == {f"{number:03d}.png": "done" for number in range(240)}
