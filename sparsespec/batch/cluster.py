@@ -20,13 +20,13 @@ import tempfile
 import threading
 import time
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import sparsespec
 from sparsespec._checks import check_count
@@ -34,7 +34,8 @@ from sparsespec._threads import available_cpus
 from sparsespec.batch import cluster_worker
 from sparsespec.batch.cluster_worker import Probe, Ticket
 from sparsespec.batch.job import Job
-from sparsespec.batch.state import STATE
+from sparsespec.batch.outputs import sweep
+from sparsespec.batch.state import STATE, State
 
 if TYPE_CHECKING:
     from sparsespec.batch.shard import ShardSummary, ShardTask
@@ -108,6 +109,9 @@ class Cluster:
     ValueError
         A number out of range, an address that is none, or `workers` with a scheduler.
     """
+
+    # What the benchmark of the scheduler replaces by nothing.
+    _work: ClassVar[Callable[..., tuple[str, Any]]] = staticmethod(cluster_worker.work)
 
     def __init__(
         self,
@@ -196,6 +200,7 @@ class Cluster:
                 retries=self._retries,
                 window=self._window,
                 worker_limit=self._worker_limit,
+                work=self._work,
             )
             cleanup.callback(run.close)
             yield from run.summaries()
@@ -278,10 +283,21 @@ class _Call:
 
 @dataclass
 class _Piece:
-    """A task as the scheduler gets it: a shard, or some files of one that has cost workers."""
+    """A task as the scheduler gets it.
+
+    Attributes
+    ----------
+    task : ShardTask
+        A shard, or some files of one that has cost workers.
+    attempts : int
+        How often it was tried again for other reasons.
+    suspect : bool
+        It was there when too many workers died.
+    """
 
     task: ShardTask
     attempts: int = 0
+    suspect: bool = False
 
 
 @dataclass
@@ -305,8 +321,10 @@ class _Broken:
         How often it was taken apart.
     open : int
         Parts that are not through yet.
+    alone : Counter of str
+        How often a file has cost workers while it was alone.
     culprits : set of str
-        Files that cost workers when they were alone.
+        Files that have done so twice.
     rows : list
         What became of the others so far, as in a ShardSummary.
     """
@@ -314,6 +332,7 @@ class _Broken:
     task: ShardTask
     rounds: int = 0
     open: int = 0
+    alone: Counter[str] = field(default_factory=Counter)
     culprits: set[str] = field(default_factory=set)
     rows: list[tuple[str, str, str | None, int]] = field(default_factory=list)
 
@@ -334,8 +353,10 @@ class _Run:
         retries: int,
         window: int,
         worker_limit: float,
+        work: Callable[..., tuple[str, Any]],
     ) -> None:
         self._client = client
+        self._work = work
         self._job = job
         self._ticket = Ticket(sparsespec.__version__, secrets.token_hex(8), packed)
         self._tasks = tasks
@@ -349,6 +370,7 @@ class _Run:
         self._keys = 0
         self._at_work: dict[str, tuple[_Piece, Any]] = {}
         self._waiting: list[tuple[float, int, _Piece]] = []
+        self._suspects: deque[_Piece] = deque()
         self._broken: dict[int, _Broken] = {}
         self._events: SimpleQueue[Any] = SimpleQueue()
         now = time.monotonic()
@@ -356,6 +378,7 @@ class _Run:
         self._answered = self._worker_seen = self._progress = now
         self._known: set[str] = set()
         self._checking: set[str] = set()
+        self._lost_some = False
         self._nthreads: dict[str, int] = {}
         self._crowd: dict[str, int] = {}
         self._stopped: float | None = None
@@ -366,8 +389,8 @@ class _Run:
             self._heed_stop()
             self._look()
             self._submit()
-            if not self._at_work and not self._waiting:
-                return
+            if self._exhausted and not (self._at_work or self._waiting or self._suspects):
+                break
             try:
                 event = self._events.get(timeout=_LISTENING)
             except Empty:
@@ -376,6 +399,8 @@ class _Run:
                 self._checked(event)
             elif (summary := self._ended(event)) is not None:
                 yield summary
+        if self._lost_some:
+            sweep(self._job.target)
 
     def close(self) -> None:
         """Let go of everything; what is at work ends by itself after the file in hand."""
@@ -439,6 +464,7 @@ class _Run:
                 f" of memory: give them more with --memory-limit, or fewer of them to a machine; {_GOES_ON}"
             )
         self._crowd = _crowd(self._nthreads)
+        self._lost_some |= bool(self._known - self._nthreads.keys())
         new = self._nthreads.keys() - self._known - self._checking
         if new and self._stopped is None:
             self._checking |= new
@@ -509,7 +535,7 @@ class _Run:
                 return
             self._keys += 1
             key = f"sparsespec-shard-{piece.task.number}-{self._ticket.run}-{self._keys}"
-            call = _Call(cluster_worker.work, (self._ticket, piece.task, self._threads, self._crowd))
+            call = _Call(self._work, (self._ticket, piece.task, self._threads, self._crowd))
             # A worker that lacks the package, or has another one, reports that; it would lose its connection over a
             # task that it can't even unpickle.
             future = self._client.submit(pickle.loads, pickle.dumps(call, protocol=5), key=key, pure=False)
@@ -517,6 +543,8 @@ class _Run:
             future.add_done_callback(self._events.put)
 
     def _next(self) -> _Piece | None:
+        if self._suspects and not any(piece.suspect for piece, _ in self._at_work.values()):
+            return self._suspects.popleft()
         if self._waiting and self._waiting[0][0] <= time.monotonic():
             return heapq.heappop(self._waiting)[2]
         if self._exhausted:
@@ -547,7 +575,7 @@ class _Run:
             kind, content = future.result(timeout=_ANSWER)
         except KilledWorker as error:
             self._drop(future)
-            self._take_apart(piece, error)
+            self._suspect(piece, error)
             return None
         except TimeoutError as error:
             if future.status != "error":
@@ -614,9 +642,17 @@ class _Run:
 
     # Shards that cost workers
 
-    def _take_apart(self, piece: _Piece, error: Exception) -> None:
-        """Halve what has cost too many workers, until a file is alone."""
+    def _suspect(self, piece: _Piece, error: Exception) -> None:
+        """Find out which file it is that costs workers.
+
+        A worker takes all with it that it has at the moment, so whatever was there is suspect at first, and is tried
+        again while no other suspect is.
+        """
+        self._lost_some = True
         task = piece.task
+        if not piece.suspect:
+            self._suspects.append(_Piece(task, suspect=True))
+            return
         broken = self._broken.setdefault(task.number, _Broken(replace(task, only=None)))
         if task.only is None:
             broken.rounds += 1
@@ -627,25 +663,38 @@ class _Run:
                 ) from error
         else:
             broken.open -= 1
+        parts = self._parts(task)
+        if len(parts) == 1:
+            path = parts[0][0]
+            broken.alone[path] += 1
+            if broken.alone[path] > 1:
+                broken.culprits.add(path)
+                parts = []
+        for part in parts:
+            broken.open += 1
+            self._suspects.append(_Piece(replace(broken.task, only=frozenset(part)), suspect=True))
+        if not broken.open:
+            self._finish(broken)
+
+    def _parts(self, task: ShardTask) -> list[list[str]]:
+        """Take a task apart: what was at work when a worker died and the rest, where that is known, or in halves."""
         paths = [
             item.path
             for item in task.items
             if (task.only is None or item.path in task.only) and item.path not in task.quarantined
         ]
-        if len(paths) == 1:
-            broken.culprits.add(paths[0])
+        begun = State(self._job.target).past(task.number)[0].begun
+        found = [path for path in paths if path in begun]
+        if 0 < len(found) < len(paths):
+            return [found, [path for path in paths if path not in begun]]
         half = (len(paths) + 1) // 2
-        for part in (paths[:half], paths[half:]) if len(paths) > 1 else ():
-            broken.open += 1
-            self._wait(_Piece(replace(broken.task, only=frozenset(part))))
-        if not broken.open:
-            self._finish(broken)
+        return [part for part in (paths[:half], paths[half:]) if part]
 
     def _finish(self, broken: _Broken) -> None:
         """All parts are through: what remains is to note the culprits and to write the shard's record."""
         quarantined = tuple(sorted({*broken.task.quarantined, *broken.culprits}))
         broken.task = replace(broken.task, quarantined=quarantined)
-        self._wait(_Piece(broken.task))
+        self._suspects.append(_Piece(broken.task, suspect=True))
 
     # The end
 
@@ -657,6 +706,7 @@ class _Run:
             self._stopped = now
             self._exhausted = True
             self._waiting.clear()
+            self._suspects.clear()
         elif now < self._looked + _LOOKING:
             return
         if now > self._stopped + (self._job.time_limit or _DEFAULT_FILE) + _STOPPING:

@@ -366,7 +366,7 @@ def _engine(threads: int) -> Engine:
     own = threading.get_ident()
     had = _engines.get(own)
     if had is not None and had[0] == threads:
-        return had[1]  # type: ignore[no-any-return]
+        return had[1]
     _close(own)
     from sparsespec.batch.processes import Processes
 

@@ -96,13 +96,15 @@ class Journal:
         self._store = store
         self._folder = folder
         self.sources: list[str] = []
-        self._token = secrets.token_hex(8)
+        # By their names journals are read in the order in which they were begun: the last word counts.
+        self._token = f"{time.time_ns():016x}{secrets.token_hex(4)}"
         self._descriptor: int | None = None
         self._waiting: list[bytes] = []
         self._last = time.monotonic()
         self._lock = threading.Lock()
         self._empty = True
         self._closed = False
+        self._torn = False
 
     def begin(self, item: Item) -> None:
         """Note that the work on a file begins."""
@@ -143,11 +145,14 @@ class Journal:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
                 self._descriptor = os.open(path, flags, 0o666)
-            rest = memoryview(line)
+            # A line that could not be written whole, on a full disk, takes no other with it.
+            rest = memoryview(b"\n" + line if self._torn else line)
+            self._torn = True
             while rest:
                 # Not buffered: what is written outlives this process, if not the machine; what a power cut takes from
                 # the end is done again.
                 rest = rest[os.write(self._descriptor, rest) :]
+            self._torn = False
 
     def _flush(self) -> None:
         if self._waiting:

@@ -87,6 +87,10 @@ def _shard(state: State, number: int, items: Sequence[Item], stack: ExitStack) -
     position = 0
     for outcome in settled:
         path = outcome.row.path
+        if outcome.name != known[path].name:
+            continue
+        if not known[path].thumbnail:
+            outcome.thumbnail = None
         seen.add(path)
         # What was not reached stands between what was, as in the list of inputs.
         while items[position].path != path:

@@ -306,7 +306,8 @@ def explain(error: Exception, size: tuple[int, int] | None) -> str:
         text = f"out of memory{pixels}; make the image smaller"
     elif isinstance(error, OSError):
         where = f" '{error.filename}'" if error.filename else ""
-        text = f"{type(error).__name__}: {error.strerror or error}{where}"
+        kind = "" if isinstance(error, _OutputError) else f"{type(error).__name__}: "
+        text = f"{kind}{error.strerror or error}{where}"
     else:
         text = f"{type(error).__name__}: {error}"
     line = " ".join(text.split())

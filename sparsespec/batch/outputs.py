@@ -170,6 +170,7 @@ def prepare(store: Store, plan: Plan, names: Iterable[str], *, overwrite: bool) 
             if problem is not None:
                 reason = f"holds a run that cannot be continued: {problem}"
             elif not _is_used(store):
+                state.clear()
                 return plan
             elif store.folder is not None and is_record(store.folder / RECORD_NAME):
                 reason = "already holds a run that cannot be continued"
@@ -181,6 +182,8 @@ def prepare(store: Store, plan: Plan, names: Iterable[str], *, overwrite: bool) 
             )
         if former is not None or problem is not None or _is_used(store):
             _clear(state, names)
+        else:
+            state.clear()
     except OutputsError:
         raise
     except OSError as error:

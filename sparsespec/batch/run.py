@@ -36,8 +36,7 @@ from sparsespec.batch.plan import (
 from sparsespec.batch.record import RECORD_NAME, BatchResult, Row, Rows
 from sparsespec.batch.shard import ENDED, Shard, ShardTask, blocked_by, gone, is_hopeless, quarantined, remove_stale
 from sparsespec.batch.state import State
-from sparsespec.batch.store import Store
-from sparsespec.batch.urls import open_store
+from sparsespec.batch.store import Store, open_store
 from sparsespec.formats.table import TABLE_KINDS
 from sparsespec.formats.youtube_vis import video_ids
 from sparsespec.images import DEFAULT_MAX_PIXELS
@@ -366,14 +365,13 @@ class _Work:
             self._shards[number] = shard
             for item in shard.pending.copy():
                 deaths = shard.suspects.get(item.path, 0)
-                if deaths and is_hopeless(deaths) and self._cannot_be_guarded():
-                    self._note(item, [quarantined(item)])
-                elif deaths and inline and not self._cannot_be_guarded():
-                    # It was at work when an earlier run died. Should it be why, this process is to survive it.
-                    for done, outcomes in self._guarded(item):
-                        self._note(done, outcomes)
-                else:
-                    yield item
+                if deaths and inline:
+                    if self._is_done_guarded(item):
+                        continue
+                    if is_hopeless(deaths):
+                        self._note(item, [quarantined(item)])
+                        continue
+                yield item
 
     def _skip(self, shard: Shard) -> None:
         with self._lock:
@@ -391,9 +389,27 @@ class _Work:
                 self._guard = False
         return self._guard is False
 
-    def _guarded(self, item: Item) -> Iterator[tuple[Item, list[Outcome]]]:
-        with closed(self._guard.outcomes(self._job, [item], begin=self._begin, stopping=threading.Event())) as results:
-            yield from results
+    def _is_done_guarded(self, item: Item) -> bool:
+        """Work on a file in another process, if that is possible.
+
+        It was at work when an earlier run died. Should it be why, this process is to survive it.
+        """
+        if self._cannot_be_guarded():
+            return False
+        from sparsespec.batch.processes import WorkerError
+
+        try:
+            with closed(
+                self._guard.outcomes(self._job, [item], begin=self._begin, stopping=threading.Event())
+            ) as found:
+                results = list(found)
+        except WorkerError:  # such as of a segmenter of the main program: then as before, three deaths are the limit
+            self._guard = False
+            return False
+        with _held_interrupts():
+            for done, outcomes in results:
+                self._note(done, outcomes)
+        return bool(results)
 
     def _shard(self, item: Item) -> Shard:
         return self._shards[shard_of(item.path, self._run.shards)]

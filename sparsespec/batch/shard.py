@@ -108,6 +108,7 @@ class Shard:
         self._journals = past.sources
         self._settled: dict[str, list[Outcome]] = {}
         self._files = len(items)
+        self._former: dict[str, set[str]] = {}
         self.pending: list[Item] = []
         for item in items:
             outcomes = past.settled.get(item.path)
@@ -115,6 +116,9 @@ class Shard:
                 self._settled[item.path] = outcomes
             else:
                 self.pending.append(item)
+                self._former[item.path] = {path for outcome in outcomes or () for path in outcome.files}
+        # Nobody has noted what was written of these.
+        self._unknown = {item.path for item in self.pending if item.path in past.names}
         self.suspects = {item.path: past.begun[item.path] for item in self.pending if item.path in past.begun}
         self._stale = bool(self._journals) or not finished or self._settled.keys() != past.settled.keys()
 
@@ -139,8 +143,12 @@ class Shard:
 
     def settle(self, item: Item, outcomes: list[Outcome]) -> None:
         """Note what became of a file."""
-        if outcomes[0].row.reason in ENDED:
-            remove_outputs(self._job.target, planned_files(self._job.target, item))
+        former = self._former.pop(item.path, set())
+        if outcomes[0].row.reason in ENDED or item.path in self._unknown:
+            former.update(planned_files(self._job.target, item))
+        # Of an image that has changed, or now fails, there may have been more files.
+        former.difference_update(*(outcome.files for outcome in outcomes))
+        remove_outputs(self._job.target, former)
         for outcome in outcomes:
             if outcome.row.fingerprint is None:
                 outcome.row.fingerprint = self._fingerprint(item)
@@ -180,6 +188,8 @@ class Shard:
         for outcome in outcomes:
             if outcome.name != item.name:
                 return False
+            if outcome.row.status == "done" and item.thumbnail and outcome.thumbnail is None:
+                return False
             if outcome.row.status != "done":
                 if retry_quarantined or outcome.row.reason not in QUARANTINE:
                     return False
@@ -211,7 +221,7 @@ class Shard:
                     for outcome in self._settled[name]:
                         image_id += 1
                         row = outcome.row
-                        if row.size is not None:
+                        if row.status == "done" and row.size is not None:
                             writer.add(image_id, row.path, *row.size, outcome.annotations, page=row.page)
                 writer.close()
             self._job.target.publish(folder, [path])
@@ -304,9 +314,16 @@ def gone(job: Job, number: int, items: Sequence[Item]) -> list[str]:
 
 def remove_stale(job: Job, number: int, items: Sequence[Item]) -> None:
     """Remove the files of images that are no longer among the inputs, or have another output name now."""
-    past, _ = State(job.target).past(number)
+    state = State(job.target)
+    past, _ = state.past(number)
     names = {item.path: item.name for item in items}
-    for path, outcomes in past.settled.items():
-        for outcome in outcomes:
-            if names.get(path) != outcome.name:
-                remove_outputs(job.target, outcome.files)
+    stale = {path for path, outcomes in past.settled.items() if names.get(path) != outcomes[0].name}
+    for path in stale:
+        for outcome in past.settled[path]:
+            remove_outputs(job.target, outcome.files)
+    begun = {path: name for path, name in past.names.items() if names.get(path) != name}
+    for path, name in begun.items():
+        remove_outputs(job.target, planned_files(job.target, Item(path, name)))
+    if stale or begun:
+        # Their names may be those of other images soon: nobody is to remove them once more.
+        state.finish(number, {path: past.settled[path] for path in past.settled.keys() - stale}, past.sources)

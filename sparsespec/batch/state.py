@@ -151,10 +151,14 @@ class State:
         self._remove_folder("journal")
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything but the lock."""
+        kept = (f"{STATE}/lock", f"{STATE}/plan.json")
         for path in list(self.store.list(STATE)):
-            self.store.remove(path)
-        for name in ("times", "records", "journal", ""):
+            if path not in kept:
+                self.store.remove(path)
+        # The last, so that there are never records of which nobody knows what they are of.
+        self.store.remove(f"{STATE}/plan.json")
+        for name in ("times", "records", "journal"):
             self._remove_folder(name)
 
     def shards(self) -> list[int]:

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import sparsespec
-from sparsespec.batch import cluster_worker
+from sparsespec.batch import Row, cluster_worker, find_inputs, run_batch
 from sparsespec.batch.cluster import Cluster, ClusterError
 from sparsespec.batch.cluster_worker import Refusal
 from sparsespec.batch.job import Item, Job, Outcome
@@ -371,6 +371,34 @@ def test_a_worker_is_killed_and_another_joins(job: Any, farm: Any, tmp_path: Pat
     assert files(tmp_path / "out") == inline(work, tasks, tmp_path / "alone")
     workers = (tmp_path / "log").read_text().split()
     assert len(set(workers) - {str(os.getppid())}) == 3  # the killed one, the other, the new one
+
+
+@pytest.mark.slow
+def test_a_run_whose_worker_is_killed_ends_as_inline_does(job: Any, farm: Any, tmp_path: Path) -> None:
+    work, _ = job(4, 64, seconds=0.01)
+    inputs = find_inputs(tmp_path / "in")
+    machines = farm()
+    first = machines.worker()
+    machines.worker()
+    machines.wait_for(2)
+    told = []
+
+    def progress(row: Row, position: int, total: int) -> None:
+        told.append(row.path)
+        if len(told) == 50:
+            machines.kill(first)
+
+    result = run_batch(
+        work.segmenter, inputs, tmp_path / "out", engine=Cluster(machines.address), shard_size=64, progress=progress
+    )
+    assert result.counts["done"] == 256
+    run_batch(work.segmenter, inputs, tmp_path / "alone", shard_size=64)
+    ours, alone = (
+        {name: content for name, content in files(tmp_path / folder).items() if name != "run.json"}
+        for folder in ("out", "alone")
+    )
+    assert ours == alone
+    assert {"instances.json", "report.html"} <= ours.keys()
 
 
 @pytest.mark.slow

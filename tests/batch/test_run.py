@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from PIL import Image
 
 import sparsespec
 from sparsespec._atomic import TEMPORARY_PATTERN
-from sparsespec.batch import BatchResult, OutputsError, Row, find_inputs, run_batch
+from sparsespec.batch import BatchResult, Formats, OutputsError, Row, find_inputs, run_batch
 from sparsespec.batch.record import jsonable
 from sparsespec.formats import decode_rle
 
@@ -38,7 +39,15 @@ def record(output: Path) -> dict[str, Any]:
 
 
 def files(root: Path) -> set[str]:
-    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    """All but the state of the run."""
+    found = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+    return {path for path in found if not path.startswith(".sparsespec/")}
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    """Every file but those with times and of the lock, the state of the run included."""
+    found = {path.relative_to(output).as_posix(): path for path in output.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if name not in ("run.json", ".sparsespec/lock")}
 
 
 def labels_of(path: Path) -> np.ndarray:
@@ -59,6 +68,7 @@ def test_everything_is_written_and_agrees(tmp_path: Path, segmenter: Segmenter, 
         tmp_path / "in",
         out,
         parameters={"model": "fake", "n_instances": np.int64(2)},
+        execution={"host": "this one"},
         progress=lambda row, position, total: seen.append((row.path, position, total)),
     )
     expected = {"a/x.jpg", "a/x.png", "y", "black"}
@@ -69,6 +79,7 @@ def test_everything_is_written_and_agrees(tmp_path: Path, segmenter: Segmenter, 
     )
     paths = ["a/x.jpg", "a/x.png", "black.png", "y.png"]
     assert seen == [(path, k, 4) for k, path in enumerate(paths, start=1)]
+    assert (len(result.rows), result.instances, result.earlier) == (4, 6, 0)
     assert [row.status for row in result.rows] == ["done"] * 4
     assert not result.interrupted
 
@@ -77,6 +88,7 @@ def test_everything_is_written_and_agrees(tmp_path: Path, segmenter: Segmenter, 
     assert saved["version"] == sparsespec.__version__
     assert saved["state"] == "finished"
     assert saved["parameters"] == {"model": "fake", "n_instances": 2}
+    assert saved["execution"] == {"engine": "inline", "workers": 1, "host": "this one"}
     assert saved["totals"] | {"seconds": 0} == {
         "images": 4, "done": 4, "failed": 0, "skipped": 0, "instances": 6, "seconds": 0,
     }  # fmt: skip
@@ -117,7 +129,7 @@ def test_results_do_not_depend_on_the_run(tmp_path: Path, segmenter: Segmenter, 
         photo(tmp_path / "in" / f"{k}.jpg", 50 + k)
     run(segmenter, tmp_path / "in", tmp_path / "one")
     run(segmenter, tmp_path / "in", tmp_path / "two")
-    for name in sorted(files(tmp_path / "one") - {"run.json", "report.html"}):
+    for name in sorted(files(tmp_path / "one") - {"run.json"}):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
@@ -165,14 +177,56 @@ def test_failure_while_writing_leaves_no_half_result(
 ) -> None:
     photo(tmp_path / "in" / "a.jpg")
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(36, "File name too long")
 
-    monkeypatch.setattr("sparsespec.batch.one.write_overlay_jpeg", full)
-    result = run(segmenter, tmp_path / "in", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr("sparsespec.batch.one.write_overlay_jpeg", refused)
+        result = run(segmenter, tmp_path / "in", tmp_path / "out")
     assert result.rows[0].status == "failed"
-    assert result.rows[0].error == "OSError: No space left on device"
+    assert result.rows[0].reason == "storage"
+    assert result.rows[0].error == "OSError: File name too long"
     assert files(tmp_path / "out") == {"run.json", "instances.json", "report.html"}
+
+
+def fail_with(patch: pytest.MonkeyPatch, number: int, at: int) -> list[Path]:
+    """Let the overlay number `at`, and all after it, fail with this error."""
+    from sparsespec.formats.overlay import write_overlay_jpeg
+
+    written: list[Path] = []
+
+    def write(path: Path, *arguments: Any, **options: Any) -> None:
+        written.append(path)
+        if len(written) >= at:
+            raise OSError(number, os.strerror(number))
+        write_overlay_jpeg(path, *arguments, **options)
+
+    patch.setattr("sparsespec.batch.one.write_overlay_jpeg", write)
+    return written
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_disk_that_takes_nothing_more_ends_the_run_which_goes_on_later(
+    tmp_path: Path, segmenter: Segmenter, photo: Photo, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    for k in range(5):
+        photo(tmp_path / "in" / f"{k}.jpg", 50 + k)
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        written = fail_with(patch, number, 3)
+        result = run(segmenter, tmp_path / "in", out)
+    assert len(written) == 3
+    assert result.blocked == f"cannot write the results: {os.strerror(number)}"
+    assert not result.interrupted
+    assert [row.status for row in result.rows] == ["done", "done", "skipped", "skipped", "skipped"]
+    assert record(out)["state"] == "blocked"
+    names = {f"masks/{k}.png" for k in range(2)} | {f"overlays/{k}.jpg" for k in range(2)}
+    assert files(out) == names | {"run.json", "instances.json", "report.html"}
+
+    result = run(segmenter, tmp_path / "in", out)
+    assert (result.blocked, result.earlier, result.count("done")) == (None, 2, 5)
+    run(segmenter, tmp_path / "in", tmp_path / "undisturbed")
+    assert contents(out) == contents(tmp_path / "undisturbed")
 
 
 def test_all_fail(tmp_path: Path, segmenter: Segmenter) -> None:
@@ -186,24 +240,38 @@ def test_all_fail(tmp_path: Path, segmenter: Segmenter) -> None:
 
 def test_without_overlays(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
     photo(tmp_path / "in" / "a.jpg")
-    run(segmenter, tmp_path / "in", tmp_path / "out", overlays=False)
+    run(segmenter, tmp_path / "in", tmp_path / "out", formats=Formats(overlays=False))
     assert not (tmp_path / "out" / "overlays").exists()
     assert record(tmp_path / "out")["images"][0]["overlay"] is None
     assert "data:image/jpeg;base64," in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_second_run_needs_permission_and_leaves_nothing_stale(
-    tmp_path: Path, segmenter: Segmenter, photo: Photo
-) -> None:
+def test_a_second_run_goes_on_or_needs_permission(tmp_path: Path, segmenter: Any, photo: Photo) -> None:
+    photo(tmp_path / "in" / "a.jpg")
+    photo(tmp_path / "in" / "b.jpg")
+    out = tmp_path / "out"
+    run(segmenter, tmp_path / "in", out, parameters={"seed": 0})
+    before = contents(out)
+    result = run(segmenter, tmp_path / "in", out, parameters={"seed": 0})
+    assert len(segmenter.seen) == 2
+    assert (result.earlier, result.count("done")) == (2, 2)
+    assert contents(out) == before
+    assert all(row.seconds["total"] > 0 for row in result.rows)
+
+    saved = record(out)
+    with pytest.raises(OutputsError, match=r"other settings \(overlays was true, is false; seed was 0, is 1\): .*"):
+        run(segmenter, tmp_path / "in", out, parameters={"seed": 1}, formats=Formats(overlays=False))
+    assert contents(out) == before
+    assert record(out) == saved
+    result = run(segmenter, tmp_path / "in", out, parameters={"seed": 1}, overwrite=True)
+    assert (result.earlier, len(segmenter.seen)) == (0, 4)
+
+
+def test_overwriting_leaves_nothing_stale(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
     photo(tmp_path / "in" / "a.jpg")
     old = photo(tmp_path / "in" / "b.jpg")
     out = tmp_path / "out"
     run(segmenter, tmp_path / "in", out)
-    before = {name: (out / name).read_bytes() for name in files(out)}
-    with pytest.raises(OutputsError, match="already holds a run"):
-        run(segmenter, tmp_path / "in", out)
-    assert {name: (out / name).read_bytes() for name in files(out)} == before
-
     old.unlink()
     (tmp_path / "in" / "a.jpg").write_bytes(b"")
     photo(tmp_path / "in" / "c.jpg")
@@ -212,6 +280,78 @@ def test_a_second_run_needs_permission_and_leaves_nothing_stale(
     assert files(out) == {
         "masks/c.png", "overlays/c.jpg", "run.json", "instances.json", "report.html", "mine.txt",
     }  # fmt: skip
+
+
+def pages(path: Path, count: int) -> Path:
+    """Write a TIFF file of so many pages, each wider than the one before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tifffile.TiffWriter(path) as tiff:
+        for page in range(count):
+            pixels = np.full((40, 50 + page, 3), 30, np.uint8)
+            pixels[10:20, 5 : 10 + page] = 250
+            tiff.write(pixels, photometric="rgb", metadata=None, contiguous=False)
+    return path
+
+
+def test_files_of_several_pages(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
+    pages(tmp_path / "in" / "a" / "scan.tif", 3)
+    pages(tmp_path / "in" / "single.tif", 1)
+    photo(tmp_path / "in" / "z.jpg")
+    out = tmp_path / "out"
+    seen: list[tuple[str, int | None, int, int]] = []
+    result = run(
+        segmenter,
+        tmp_path / "in",
+        out,
+        formats=Formats(cutouts=True),
+        progress=lambda row, k, total: seen.append((row.path, row.page, k, total)),
+    )
+    names = [f"a/scan.tif/page-{page:04d}" for page in (1, 2, 3)] + ["single", "z"]
+    assert files(out / "masks") == {f"{name}.png" for name in names}
+    assert files(out / "overlays") == {f"{name}.jpg" for name in names}
+    assert {path.rpartition("/")[0] for path in files(out / "cutouts")} == set(names)
+    assert [(row.path, row.page) for row in result.rows] == [
+        ("a/scan.tif", 1), ("a/scan.tif", 2), ("a/scan.tif", 3), ("single.tif", None), ("z.jpg", None),
+    ]  # fmt: skip
+    assert [row.size for row in result.rows][:3] == [(50, 40), (51, 40), (52, 40)]
+    # A file is one step on the way, whatever pages it has.
+    assert [(position, total) for *_, position, total in seen] == [(1, 3), (1, 3), (1, 3), (2, 3), (3, 3)]
+    coco = json.loads((out / "instances.json").read_text())
+    assert [(image["id"], image["file_name"], image.get("page")) for image in coco["images"]] == [
+        (1, "a/scan.tif", 1), (2, "a/scan.tif", 2), (3, "a/scan.tif", 3), (4, "single.tif", None), (5, "z.jpg", None),
+    ]  # fmt: skip
+    for row in record(out)["images"]:
+        assert labels_of(out / row["mask"]).shape == tuple(reversed(row["size"]))
+    assert "a/scan.tif, page 2" in (out / "report.html").read_text(encoding="utf-8")
+    assert run(segmenter, tmp_path / "in", out, formats=Formats(cutouts=True)).earlier == 3
+
+
+def test_a_damaged_page_among_good_ones_fails_alone(tmp_path: Path, segmenter: Any) -> None:
+    path = pages(tmp_path / "in" / "scan.tif", 3)
+    with tifffile.TiffFile(path) as tiff:
+        start = tiff.pages[1].dataoffsets[0]
+        tag = tiff.pages[1].tags["StripOffsets"]
+        assert tag.value[0] == start
+        place = tag.valueoffset
+    data = bytearray(path.read_bytes())
+    data[place : place + 4] = (len(data) + 1000).to_bytes(4, "little")
+    path.write_bytes(data)
+    out = tmp_path / "out"
+    result = run(segmenter, tmp_path / "in", out)
+    assert [(row.page, row.status) for row in result.rows] == [(1, "done"), (2, "failed"), (3, "done")], result.rows[:]
+    assert result.rows[1].reason == "unreadable"
+    assert files(out / "masks") == {"scan.tif/page-0001.png", "scan.tif/page-0003.png"}
+    assert result.counts["failed"] == 1
+    # The file is whole again, with fewer pages: nothing of the former ones is left.
+    pages(path, 2)
+    result = run(segmenter, tmp_path / "in", out)
+    assert [(row.page, row.status) for row in result.rows] == [(1, "done"), (2, "done")]
+    assert files(out / "masks") == {"scan.tif/page-0001.png", "scan.tif/page-0002.png"}
+    assert files(out / "overlays") == {"scan.tif/page-0001.jpg", "scan.tif/page-0002.jpg"}
+    pages(path, 1)
+    run(segmenter, tmp_path / "in", out)
+    assert files(out / "masks") == {"scan.png"}
+    assert not (out / "masks" / "scan.tif").exists()
 
 
 def test_too_large_an_image(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
@@ -239,7 +379,7 @@ def test_rotated_photographs(tmp_path: Path, segmenter: Any, photo: Photo) -> No
 
 
 def interrupted_run(
-    tmp_path: Path, segmenter: Segmenter, photo: Photo, at: int, raiser: Callable[[], None]
+    tmp_path: Path, segmenter: Segmenter, photo: Photo, at: int, raiser: Callable[[], None], **options: Any
 ) -> BatchResult:
     for k in range(4):
         photo(tmp_path / "in" / f"{k}.jpg")
@@ -252,55 +392,124 @@ def interrupted_run(
             raiser()
         return segmenter(image)
 
-    return run(stopping, tmp_path / "in", tmp_path / "out")
+    return run(stopping, tmp_path / "in", tmp_path / "out", **options)
 
 
 def stop() -> None:
     raise KeyboardInterrupt
 
 
-def test_interrupt_finishes_the_files(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
-    result = interrupted_run(tmp_path, segmenter, photo, 3, stop)
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def press_ctrl_c_twice() -> None:
+    press_ctrl_c()
+    press_ctrl_c()
+
+
+def check_interrupted(tmp_path: Path, result: BatchResult, done: int) -> None:
+    """So many images are there in every file, and nothing else."""
     assert result.interrupted
-    assert [row.status for row in result.rows] == ["done", "done", "skipped", "skipped"]
+    statuses = ["done"] * done + ["skipped"] * (4 - done)
+    assert [row.status for row in result.rows] == statuses
     out = tmp_path / "out"
     saved = record(out)
     assert saved["state"] == "interrupted"
-    assert saved["totals"]["skipped"] == 2
-    assert saved["images"][2] | {"seconds": 0} == {
-        "path": "2.jpg", "status": "skipped", "mask": None, "overlay": None, "size": None, "instances": 0,
-        "scores": [], "seconds": 0, "details": {}, "error": "not reached",
+    assert saved["totals"]["skipped"] == 4 - done
+    assert [row["status"] for row in saved["images"]] == statuses
+    assert saved["images"][done] == {
+        "path": f"{done}.jpg", "status": "skipped", "mask": None, "overlay": None, "size": None, "instances": 0,
+        "scores": [], "seconds": {}, "details": {}, "error": "not reached", "reason": None, "page": None,
+        "cutouts": [], "yolo": None, "fingerprint": None,
     }  # fmt: skip
-    assert files(out) == {
-        "masks/0.png", "masks/1.png", "overlays/0.jpg", "overlays/1.jpg", "run.json", "instances.json", "report.html",
-    }  # fmt: skip
-    assert len(json.loads((out / "instances.json").read_text())["images"]) == 2
+    names = {f"masks/{k}.png" for k in range(done)} | {f"overlays/{k}.jpg" for k in range(done)}
+    assert files(out) == names | {"run.json", "instances.json", "report.html"}
+    coco = json.loads((out / "instances.json").read_text())
+    assert [image["id"] for image in coco["images"]] == list(range(1, done + 1))
     assert "was interrupted" in (out / "report.html").read_text(encoding="utf-8")
 
 
+def test_interrupt_finishes_the_files(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
+    check_interrupted(tmp_path, interrupted_run(tmp_path, segmenter, photo, 3, stop), 2)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a process cannot send itself Ctrl-C there without its console")
+@pytest.mark.parametrize("signalling", [press_ctrl_c, terminate])
+def test_the_first_signal_finishes_the_image_at_work(
+    tmp_path: Path, segmenter: Segmenter, photo: Photo, signalling: Callable[[], None]
+) -> None:
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    told: list[str] = []
+    result = interrupted_run(tmp_path, segmenter, photo, 2, signalling, on_stop=lambda: told.append("stopping"))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert told == ["stopping"]
+    check_interrupted(tmp_path, result, 2)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process cannot send itself Ctrl-C there without its console")
+def test_the_second_signal_gives_up_the_image_at_work(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
+    check_interrupted(tmp_path, interrupted_run(tmp_path, segmenter, photo, 2, press_ctrl_c_twice), 1)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process cannot send itself Ctrl-C there without its console")
+@pytest.mark.parametrize("signalling", [press_ctrl_c, press_ctrl_c_twice])
 def test_signal_while_results_are_noted_waits(
+    tmp_path: Path,
+    segmenter: Segmenter,
+    photo: Photo,
+    monkeypatch: pytest.MonkeyPatch,
+    signalling: Callable[[], None],
+) -> None:
+    from sparsespec.batch.journal import Journal
+
+    settle = Journal.settle
+
+    def signalled(self: Journal, path: str, outcomes: Any) -> None:
+        if path == "1.jpg":
+            signalling()
+        settle(self, path, outcomes)
+
+    monkeypatch.setattr(Journal, "settle", signalled)
+    # The second image, during which the signal came, is complete in every file.
+    check_interrupted(tmp_path, interrupted_run(tmp_path, segmenter, photo, 99, stop), 2)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process cannot send itself Ctrl-C there without its console")
+def test_signal_while_the_final_files_are_written_waits(
     tmp_path: Path, segmenter: Segmenter, photo: Photo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sparsespec.formats import CocoWriter
 
-    add = CocoWriter.add
+    close = CocoWriter.close
 
-    def signalled(self: CocoWriter, image_id: int, *arguments: Any) -> None:
-        if image_id == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-        add(self, image_id, *arguments)
+    def signalled(self: CocoWriter) -> None:
+        press_ctrl_c()
+        close(self)
 
-    monkeypatch.setattr(CocoWriter, "add", signalled)
-    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(CocoWriter, "close", signalled)
     result = interrupted_run(tmp_path, segmenter, photo, 99, stop)
-    assert signal.getsignal(signal.SIGINT) is handler
-    assert result.interrupted
-    # The second image, during which the signal came, is complete in every file.
-    assert [row.status for row in result.rows] == ["done", "done", "skipped", "skipped"]
-    coco = json.loads((tmp_path / "out" / "instances.json").read_text())
-    assert [image["id"] for image in coco["images"]] == [1, 2]
-    assert [row["status"] for row in record(tmp_path / "out")["images"]] == ["done", "done", "skipped", "skipped"]
+    assert not result.interrupted
+    assert record(tmp_path / "out")["state"] == "finished"
+    assert json.loads((tmp_path / "out" / "instances.json").read_text())["images"][3]["id"] == 4
+
+
+def test_the_first_failure_ends_the_run_on_request(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
+    for k in range(4):
+        photo(tmp_path / "in" / f"{k}.jpg")
+    (tmp_path / "in" / "1.jpg").write_bytes(b"")
+    result = run(segmenter, tmp_path / "in", tmp_path / "out", fail_fast=True)
+    assert result.stopped
+    assert not result.interrupted
+    assert [row.status for row in result.rows] == ["done", "failed", "skipped", "skipped"]
+    assert record(tmp_path / "out")["state"] == "stopped"
+    photo(tmp_path / "in" / "1.jpg")
+    result = run(segmenter, tmp_path / "in", tmp_path / "out", fail_fast=True)
+    assert (result.stopped, result.count("done"), result.earlier) == (False, 4, 1)
 
 
 def test_another_thread_can_run_it(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
@@ -322,11 +531,10 @@ def test_the_record_is_there_from_the_start(tmp_path: Path, segmenter: Segmenter
 
     run(spying, tmp_path / "in", tmp_path / "out")
     (early,) = states
+    assert early["program"] == "sparsespec"
     assert early["state"] == "running"
     assert early["finished"] is None
-    assert early["images"][0]["status"] == "skipped"
-    # Where the files are going to be, for whoever has to clear up after a killed process.
-    assert early["images"][0]["mask"] == "masks/a.png"
+    assert early["images"] == []
 
 
 def test_folders_that_cannot_be_listed_count_as_failures(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
@@ -338,8 +546,10 @@ def test_folders_that_cannot_be_listed_count_as_failures(tmp_path: Path, segment
     result = run_batch(segmenter, inputs, tmp_path / "out", progress=lambda row, *_: seen.append(row))
     assert (result.count("done"), result.count("failed")) == (1, 1)
     assert [row.path for row in seen] == ["private/", "a.jpg"]
-    assert record(tmp_path / "out")["images"][0]["error"] == "the folder cannot be listed: denied"
+    row = record(tmp_path / "out")["images"][0]
+    assert (row["error"], row["reason"]) == ("the folder cannot be listed: denied", "unlisted")
     assert json.loads((tmp_path / "out" / "instances.json").read_text())["images"][0]["id"] == 1
+    assert "private/" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_names_beyond_ascii(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
@@ -365,9 +575,15 @@ def test_the_final_files_are_cleaned_up_when_the_disk_is_full(
 
     monkeypatch.setattr(CocoWriter, "close", full)
     photo(tmp_path / "in" / "a.jpg")
+    out = tmp_path / "out"
     with pytest.raises(OSError, match="No space left"):
-        run(segmenter, tmp_path / "in", tmp_path / "out")
-    assert files(tmp_path / "out") == {"masks/a.png", "overlays/a.jpg", "run.json"}
+        run(segmenter, tmp_path / "in", out)
+    assert files(out) == {"masks/a.png", "overlays/a.jpg", "run.json"}
+    assert record(out)["state"] == "running"
+    monkeypatch.undo()
+    result = run(segmenter, tmp_path / "in", out)
+    assert (result.earlier, result.count("done")) == (1, 1)
+    assert record(out)["state"] == "finished"
 
 
 def test_jsonable() -> None:
@@ -400,7 +616,7 @@ class ByWindow:
 
     def __call__(self, image: Any, out: np.ndarray | None = None) -> Any:
         self.calls.append((type(image).__name__, None if out is None else (type(out).__name__, out.dtype, out.shape)))
-        self.temporary += [path.name for path in self.folder.glob(TEMPORARY_PATTERN) if path.stat().st_size]
+        self.temporary += [path.name for path in self.folder.rglob(TEMPORARY_PATTERN) if path.stat().st_size]
         labels = np.zeros(image.shape[:2], np.int32) if out is None else out
         assert not labels.any()
         if out is None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 from sparsespec._atomic import TEMPORARY_PATTERN
-from sparsespec.batch import BatchResult, find_inputs, run_batch
+from sparsespec.batch import BatchResult, Inline, find_inputs, run_batch
 from sparsespec.batch.several import Room
 
 Photo = Callable[..., Path]
@@ -28,14 +29,19 @@ def run(segmenter: Any, source: Path, output: Path, **options: Any) -> BatchResu
     return run_batch(segmenter, find_inputs(source, output=output), output, **options)
 
 
-def files(root: Path) -> set[str]:
-    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+def contents(output: Path) -> dict[str, bytes]:
+    """Every file but those with times and of the lock, the state of the run included."""
+    found = {path.relative_to(output).as_posix(): path for path in output.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if name not in ("run.json", ".sparsespec/lock")}
+
+
+_VOLATILE = ("seconds", "started", "finished", "execution")
 
 
 def without_times(path: Path) -> Any:
     def clean(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: clean(each) for key, each in value.items() if key not in ("seconds", "started", "finished")}
+            return {key: clean(each) for key, each in value.items() if key not in _VOLATILE}
         return [clean(each) for each in value] if isinstance(value, list) else value
 
     return clean(json.loads(path.read_text(encoding="utf-8")))
@@ -53,15 +59,20 @@ def test_files_are_the_same_for_any_number_of_workers(tmp_path: Path, segmenter:
     seen: list[tuple[str, int]] = []
     run(segmenter, tmp_path / "in", tmp_path / "one")
     result = run(
-        uneven, tmp_path / "in", tmp_path / "three", workers=3, progress=lambda row, k, _: seen.append((row.path, k))
+        uneven,
+        tmp_path / "in",
+        tmp_path / "three",
+        engine=Inline(3),
+        progress=lambda row, k, _: seen.append((row.path, k)),
     )
     assert [row.status for row in result.rows].count("failed") == 1
-    # In the order of the images, whichever was finished first.
-    assert seen == [(row.path, k) for k, row in enumerate(result.rows, start=1)]
-    assert files(tmp_path / "one") == files(tmp_path / "three")
-    for name in sorted(files(tmp_path / "one") - {"run.json", "report.html"}):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "three" / name).read_bytes(), name
+    # Each once, as it is finished; the rows are in the order of the images.
+    assert [position for _, position in seen] == list(range(1, 27))
+    paths = [row.path for row in result.rows]
+    assert sorted(path for path, _ in seen) == sorted(paths) == paths
+    assert contents(tmp_path / "one") == contents(tmp_path / "three")
     assert without_times(tmp_path / "one" / "run.json") == without_times(tmp_path / "three" / "run.json")
+    assert json.loads((tmp_path / "three" / "run.json").read_text())["execution"] == {"engine": "inline", "workers": 3}
 
 
 def test_so_many_at_once_and_no_more(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
@@ -80,16 +91,14 @@ def test_so_many_at_once_and_no_more(tmp_path: Path, segmenter: Segmenter, photo
             inside[0] -= 1
         return segmenter(image)
 
-    assert run(meeting, tmp_path / "in", tmp_path / "out", workers=2).count("done") == 8
+    assert run(meeting, tmp_path / "in", tmp_path / "out", engine=Inline(2)).count("done") == 8
     assert most[0] == 2
 
 
 @pytest.mark.parametrize("workers", [0, -1])
-def test_bad_number_of_workers(tmp_path: Path, segmenter: Segmenter, photo: Photo, workers: int) -> None:
-    photo(tmp_path / "in" / "a.jpg")
+def test_bad_number_of_workers(workers: int) -> None:
     with pytest.raises(ValueError, match=f"workers must be at least 1, not {workers}"):
-        run(segmenter, tmp_path / "in", tmp_path / "out", workers=workers)
-    assert not (tmp_path / "out").exists()
+        Inline(workers)
 
 
 def opened(width: int, height: int = 1) -> Any:
@@ -159,14 +168,14 @@ def test_large_images_are_worked_on_alone(
         inside[0] -= 1
         return segmenter(image)
 
-    assert run(lonely, tmp_path / "in", tmp_path / "out", workers=3).count("done") == 4
+    assert run(lonely, tmp_path / "in", tmp_path / "out", engine=Inline(3)).count("done") == 4
 
 
 _INTERRUPTED = """
 import os, signal, sys, threading, time, types
 from pathlib import Path
 import numpy as np
-from sparsespec.batch import find_inputs, run_batch
+from sparsespec.batch import Inline, find_inputs, run_batch
 
 source, output, times = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 begun, free = [], threading.Event()
@@ -182,7 +191,7 @@ def segment(image):
         free.wait(20)
     return types.SimpleNamespace(labels=np.ones(image.shape[:2], int), scores=np.ones(1), info={})
 
-result = run_batch(segment, find_inputs(source, output=output), output, workers=2)
+result = run_batch(segment, find_inputs(source, output=output), output, engine=Inline(2))
 print(result.interrupted, len(begun), *(row.status for row in result.rows))
 """
 
@@ -203,7 +212,7 @@ def test_ctrl_c_ends_after_the_images_at_work(tmp_path: Path, photo: Photo) -> N
     saved = json.loads((out / "run.json").read_text())
     assert saved["state"] == "interrupted"
     masks = {row["mask"] for row in saved["images"] if row["status"] == "done"}
-    assert {name for name in files(out) if name.startswith("masks/")} == masks
+    assert {name for name in contents(out) if name.startswith("masks/")} == masks
     assert len(json.loads((out / "instances.json").read_text())["images"]) == int(begun)
 
 
@@ -219,9 +228,8 @@ def test_a_second_ctrl_c_gives_up_what_is_at_work(tmp_path: Path, photo: Photo) 
     states = done.stdout.split()[2:]
     assert states.count("done") == 2
     saved = json.loads((out / "run.json").read_text())
-    # What was finished afterwards has left nothing behind.
-    assert {name for name in files(out) if name.startswith("masks/")} == {"masks/00.png", "masks/01.png"}
     assert [row["status"] for row in saved["images"]] == states
+    assert len(json.loads((out / "instances.json").read_text())["images"]) == 2
     assert not list(out.rglob(TEMPORARY_PATTERN))
 
 
@@ -235,22 +243,64 @@ def test_interrupt_raised_by_a_worker(tmp_path: Path, segmenter: Segmenter, phot
         return segmenter(image)
 
     handler = signal.getsignal(signal.SIGINT)
-    result = run(stopping, tmp_path / "in", tmp_path / "out", workers=2)
+    result = run(stopping, tmp_path / "in", tmp_path / "out", engine=Inline(2))
     assert signal.getsignal(signal.SIGINT) is handler
     assert result.interrupted
-    assert [row.status for row in result.rows[:4]] == ["done", "done", "done", "skipped"]
+    states = [row.status for row in result.rows]
+    assert states[3] == "skipped"
+    # The other worker had one at work, and perhaps another one that nobody has asked for.
+    assert states.count("done") >= 1
+    assert len(json.loads((tmp_path / "out" / "instances.json").read_text())["images"]) == states.count("done")
 
 
 def test_disk_that_is_full_ends_the_run(
     tmp_path: Path, segmenter: Segmenter, photo: Photo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sparsespec.formats import CocoWriter
+    from sparsespec.formats.labels import write_label_png
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    for k in range(12):
+        photo(tmp_path / "in" / f"{k:02}.jpg", 50 + k)
+    out = tmp_path / "out"
+    written = []
 
-    monkeypatch.setattr(CocoWriter, "add", full)
+    def write(path: Path, labels: np.ndarray) -> None:
+        written.append(path)
+        if len(written) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_label_png(path, labels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sparsespec.batch.one.write_label_png", write)
+        result = run(segmenter, tmp_path / "in", out, engine=Inline(2))
+    assert result.blocked is not None
+    assert "No space left on device" in result.blocked
+    assert len(written) < 10
+    assert sorted(row.status for row in result.rows) == ["done"] * 5 + ["skipped"] * 7
+    result = run(segmenter, tmp_path / "in", out, engine=Inline(2))
+    assert (result.blocked, result.earlier, result.count("done")) == (None, 5, 12)
+    run(segmenter, tmp_path / "in", tmp_path / "undisturbed")
+    assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+def test_a_state_that_cannot_be_written_ends_the_run(
+    tmp_path: Path, segmenter: Segmenter, photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a line is written of what became of an image, and nothing after it."""
     for k in range(6):
-        photo(tmp_path / "in" / f"{k}.jpg")
-    with pytest.raises(OSError, match="No space left"):
-        run(segmenter, tmp_path / "in", tmp_path / "out", workers=2)
+        photo(tmp_path / "in" / f"{k}.jpg", 50 + k)
+    write = os.write
+
+    def full(descriptor: int, content: memoryview) -> int:
+        if b'"settled": "3.jpg"' in bytes(content):
+            write(descriptor, content[:40])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, content)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr("sparsespec.batch.journal.os.write", full)
+        run(segmenter, tmp_path / "in", out)
+    result = run(segmenter, tmp_path / "in", out)
+    assert (result.earlier, result.count("done")) == (3, 6)
+    run(segmenter, tmp_path / "in", tmp_path / "undisturbed")
+    assert contents(out) == contents(tmp_path / "undisturbed")

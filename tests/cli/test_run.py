@@ -145,11 +145,14 @@ def test_parameters_are_handed_on_and_recorded(
     )  # fmt: skip
     assert result.exit_code == 0
     assert fake_segmenter == [("default", 3, "paper", 7, {}, None)]
-    assert record(tmp_path / "out")["parameters"] == {
-        "input": source, "output": str(tmp_path / "out"), "model": "default", "provider": "auto",
-        "n_instances": 3, "method": "paper",
-        "directions": "none", "directions_sha256": None, "workers": 1, "engine": "inline", "overlays": False,
-        "overwrite": False, "seed": 7,
+    saved = record(tmp_path / "out")
+    assert saved["parameters"].pop("model_sha256") == hashlib.sha256(get_model("default").path.read_bytes()).hexdigest()
+    assert saved["parameters"] == {
+        "input": source, "model": "default", "provider": "auto", "n_instances": 3, "method": "paper",
+        "directions": "none", "directions_sha256": None, "seed": 7,
+    }  # fmt: skip
+    assert saved["execution"] == {
+        "engine": "inline", "workers": 1, "output": str(tmp_path / "out"), "overwrite": False,
     }  # fmt: skip
     assert not (tmp_path / "out" / "overlays").exists()
     invoke("run", "--input", source, "--output", tmp_path / "again", "--n-instances", "AUTO")
@@ -230,7 +233,7 @@ def test_workers_share_the_processors(
     assert invoke("run", "--input", zoo / "good", "--output", tmp_path / "out", *options).exit_code == 0
     assert shares == [expected]
     saved = record(tmp_path / "out")
-    assert saved["parameters"]["workers"] == expected[1]
+    assert saved["execution"]["workers"] == expected[1]
     assert saved["totals"]["done"] == 12
 
 
@@ -269,14 +272,49 @@ def test_the_limit_on_images(invoke: Invoke, fake_segmenter: object, zoo: Path, 
     assert record(tmp_path / "b")["parameters"]["max_megapixels"] == 0.0031
 
 
-def test_used_output_needs_overwrite(invoke: Invoke, fake_segmenter: object, zoo: Path, tmp_path: Path) -> None:
+def test_the_same_command_goes_on_and_another_needs_overwrite(
+    invoke: Invoke, fake_segmenter: object, zoo: Path, tmp_path: Path
+) -> None:
     arguments = ("run", "--input", zoo / "good" / "plain.jpg", "--output", tmp_path / "out")
     assert invoke(*arguments).exit_code == 0
+    again = invoke(*arguments, "--workers", 2)
+    assert again.exit_code == 0
+    assert again.stdout.startswith("1 done (1 earlier), 0 failed, ")
+    result = invoke(*arguments, "--seed", 1, "--polygons")
+    assert result.exit_code == 2
+    assert "holds a run with other settings (polygons was false, is true; seed was 0, is 1)" in " ".join(
+        result.stderr.split()
+    )
+    assert "--overwrite" in result.stderr
+    assert invoke(*arguments, "--seed", 1, "--polygons", "--overwrite").exit_code == 0
+    assert record(tmp_path / "out")["execution"]["overwrite"] is True
+
+
+def test_images_that_are_gone_need_prune(invoke: Invoke, fake_segmenter: object, zoo: Path, tmp_path: Path) -> None:
+    arguments = ("run", "--input", zoo / "good", "--output", tmp_path / "out")
+    assert invoke(*arguments).exit_code == 0
+    (zoo / "good" / "plain.jpg").unlink()
     result = invoke(*arguments)
     assert result.exit_code == 2
-    assert "already holds a run" in result.stderr
-    assert "--overwrite" in result.stderr
-    assert invoke(*arguments, "--overwrite").exit_code == 0
+    assert "no longer in the input, such as 'plain.jpg'" in " ".join(result.stderr.split())
+    assert "--prune" in result.stderr
+    assert (tmp_path / "out" / "masks" / "plain.png").exists()
+    result = invoke(*arguments, "--prune")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("11 done (11 earlier), ")
+    assert not (tmp_path / "out" / "masks" / "plain.png").exists()
+
+
+def test_the_first_failure_ends_the_run_on_request(
+    invoke: Invoke, fake_segmenter: object, zoo: Path, tmp_path: Path
+) -> None:
+    arguments = ("run", "--input", zoo, "--output", tmp_path / "out", "--workers", 1)
+    result = invoke(*arguments, "--fail-fast")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("ended at the first failure: 0 done, 1 failed, 14 not reached, ")
+    assert len(result.stderr.splitlines()) == 1
+    assert invoke(*arguments).exit_code == 1
+    assert record(tmp_path / "out")["totals"]["done"] == 12
 
 
 @pytest.mark.parametrize(
@@ -296,8 +334,16 @@ def test_used_output_needs_overwrite(invoke: Invoke, fake_segmenter: object, zoo
         (("--input", "{zoo}", "--method", "magic"), "'magic' is not one of 'sparse', 'paper'"),
         (("--input", "{zoo}", "--workers", "0"), "'--workers': 0 is too small: give 'auto' or a number from 1 on"),
         (("--input", "{zoo}", "--workers", "all"), "'--workers': 'all' is neither 'auto' nor a whole number"),
-        (("--input", "{zoo}", "--engine", "processes"), "'processes' is not available in this version"),
-        (("--input", "{zoo}", "--engine", "dask"), "'dask' is not available in this version"),
+        (("--input", "{zoo}", "--engine", "inline", "--time-limit", "9"), "limit together with --engine processes"),
+        (
+            ("--input", "{zoo}", "--engine", "dask", "--memory-limit", "9"),
+            "--memory-limit goes with --engine processes",
+        ),
+        (("--input", "{zoo}", "--time-limit", "0"), "'--time-limit': 0 is not a number above 0"),
+        (("--input", "{zoo}", "--dask-scheduler", "tcp://x:1"), "--dask-scheduler goes with --engine dask"),
+        (("--input", "{zoo}", "--shard-size", "63"), "'--shard-size': 63 is not in the range 64<=x<=512"),
+        (("--input", "{zoo}", "--table", "xls"), "'xls' is not one of 'csv', 'parquet'"),
+        (("--input", "{zoo}", "--video-list", "x.json"), "--video-list goes with --youtube-vis"),
         (("--input", "{zoo}", "--engine", "spark"), "'spark' is not"),
         (("--input", "{zoo}", "--seed", "-1"), "-1 is not in the range"),
         (("--input", "{zoo}", "--long-side", "0"), "'--long-side': 0 is not in the range x>=1"),
@@ -417,7 +463,39 @@ def test_full_disk(
     monkeypatch.setattr("sparsespec.formats.coco.CocoWriter.close", full)
     result = invoke("run", "--input", zoo / "good", "--output", tmp_path / "out")
     assert result.exit_code == 1
-    assert result.stderr == "sparsespec: cannot write the results: [Errno 28] No space left on device\n"
+    assert result.stderr == (
+        "sparsespec: cannot write the results: [Errno 28] No space left on device; give the same command again to go on\n"
+    )
+    assert record(tmp_path / "out")["state"] == "running"
+    monkeypatch.undo()
+
+
+def test_disk_that_is_full_in_the_middle(
+    invoke: Invoke, fake_segmenter: object, zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sparsespec.formats.labels import write_label_png
+
+    written: list[Path] = []
+
+    def write(path: Path, labels: np.ndarray) -> None:
+        written.append(path)
+        if len(written) > 4:
+            raise OSError(28, "No space left on device")
+        write_label_png(path, labels)
+
+    arguments = ("run", "--input", zoo / "good", "--output", tmp_path / "out", "--workers", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("sparsespec.batch.one.write_label_png", write)
+        result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "sparsespec: cannot write the results: No space left on device; give the same command again to go on\n"
+    )
+    assert result.stdout.startswith("4 done, 0 failed, 8 not reached, ")
+    assert record(tmp_path / "out")["state"] == "blocked"
+    result = invoke(*arguments)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith("12 done (4 earlier), 0 failed, ")
 
 
 def test_interrupted(
@@ -466,7 +544,7 @@ main(["run", "--input", {str(zoo / "good")!r}, "--output", {str(tmp_path / "out"
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 128 + signal.SIGINT
-    assert result.stderr == ""
+    assert set(result.stderr.splitlines()) == {"stopping after the images at work; Ctrl-C again to stop now"}
     # Images that are at work when the signal comes are finished, where there are several workers.
     found = re.match(r"interrupted: ([0-4]) done, 0 failed, (\d+) not reached", result.stdout)
     assert found is not None, result.stdout

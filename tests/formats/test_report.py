@@ -60,20 +60,17 @@ def test_cards_carry_what_they_are_sorted_by(tmp_path: Path) -> None:
     page = write(
         tmp_path / "r.html",
         [
-            done(
-                "b.jpg", count=2, score=0.75, seconds=1.5, size=(640, 480), overlay="overlays/b.jpg", mask="masks/b.png"
-            ),
-            done("a.jpg", count=0, score=None, seconds=0.25, size=(8, 8)),
+            done("b.jpg", count=2, score=0.75, size=(640, 480), overlay="overlays/b.jpg", mask="masks/b.png"),
+            done("a.jpg", count=0, score=None, size=(8, 8)),
         ],
     )
     figures = page.all("figure")
     assert [figure["data-name"] for figure in figures] == ["b.jpg", "a.jpg"]
     assert [float(figure["data-score"] or "nan") for figure in figures] == [0.75, -1]
     assert [figure["data-count"] for figure in figures] == ["2", "0"]
-    assert [float(figure["data-time"] or "nan") for figure in figures] == [1.5, 0.25]
-    assert [button["data-key"] for button in page.all("button")] == ["name", "score", "count", "time"]
-    assert "2 instances · best score 0.75 · 1.50 s · 640 × 480" in page.text
-    assert "0 instances · 0.25 s" in page.text
+    assert [button["data-key"] for button in page.all("button")] == ["name", "score", "count"]
+    assert "2 instances · best score 0.75 · 640 × 480" in page.text
+    assert "0 instances · 8 × 8" in page.text
     for wanted in ("Images done", "model", "default", "seed"):
         assert wanted in page.text
     assert {link["href"] for link in page.all("a")} == {"overlays/b.jpg", "masks/b.png"}
@@ -129,6 +126,23 @@ def test_nothing_done(tmp_path: Path) -> None:
     page = write(tmp_path / "s.html", [])
     assert "No image was segmented." in page.text
     assert "Without a result" not in page.text
+
+
+def test_a_choice_of_many_pictures_is_said_to_be_one(tmp_path: Path) -> None:
+    cards = [done("a.jpg"), done("b.jpg")]
+    assert "chosen by chance" not in write(tmp_path / "r.html", cards, of=2).text
+    page = write(tmp_path / "r.html", cards, of=3456)
+    assert "2 of 3,456 pictures, chosen by chance" in page.text
+
+
+def test_of_many_failures_the_first_are_listed(tmp_path: Path) -> None:
+    cards = [ReportCard(name=f"{k}.jpg", status="failed", error="no") for k in range(1234)]
+    page = write(tmp_path / "r.html", cards)
+    assert "Without a result (1234)" in page.text
+    assert len(page.all("tr")) == 1 + 1000
+    assert "999.jpg" in page.text
+    assert "1000.jpg" not in page.text
+    assert "The first 1,000; all are in run.json." in page.text
 
 
 def test_nothing_is_written_before_the_end(tmp_path: Path) -> None:
