@@ -401,7 +401,7 @@ def run_command(
     except KeyboardInterrupt:
         ctx.exit(_INTERRUPTED)
     except OSError as error:
-        click.echo(f"sparsespec: cannot write the results: {error}; {_CONTINUE}", err=True)
+        click.echo(f"sparsespec: cannot write the results: {_one_line(error)}; {_CONTINUE}", err=True)
         ctx.exit(_SOME_FAILED)
     except RuntimeError as error:
         click.echo(f"sparsespec: {_one_line(error)}; {_CONTINUE}", err=True)
@@ -537,7 +537,9 @@ def _sha256(path: Path) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    from sparsespec.formats.report import readable_name
+
+    return readable_name(" ".join(str(error).split())) or type(error).__name__
 
 
 def _summary(result: BatchResult) -> str:
