@@ -498,7 +498,7 @@ def test_files_larger_than_allowed_cost_their_images(tmp_path: Path, photos: Pat
         "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))\n" + _RUN
     )
-    command = [sys.executable, "-P", tmp_path / "program.py", photos, tmp_path / "out"]
+    command = [sys.executable, "-P", *map(str, (tmp_path / "program.py", photos, tmp_path / "out"))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "done: 0 of 12\n"
