@@ -6,10 +6,12 @@ reader of whole files decodes them too, with the same colour rules and every com
 
 from __future__ import annotations
 
+import lzma
 import math
 import os
 import struct
 import threading
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -17,16 +19,20 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NotInPiecesError", "Part", "TiffPieces", "check_pieces"]
+__all__ = ["NotInPiecesError", "Part", "TiffPieces", "check_inflated", "check_pieces"]
 
 LARGEST_PIECE = 1 << 28
 """Bytes, decoded, of the largest tile or strip that is read as a piece."""
 
 _PIECE_AIM = 1 << 20
+_MOST_PARTS = 1 << 22
 # None, CCITT, LZW, JPEG, deflate (two numbers), PackBits, LZMA, Zstandard, WebP. The old JPEG (6) keeps its tables
 # outside the pieces.
 _COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 7, 8, 32946, 32773, 34925, 50000, 50001})
 _UNCOMPRESSED, _OLD_JPEG, _JPEG = 1, 6, 7
+_DEFLATE, _LZMA = (8, 32946), 34925
+# What a byte of deflated data can become at most; what is not worth a look.
+_MOST_DEFLATED, _HARMLESS, _STEP = 1032, 1 << 25, 1 << 20
 _RGB, _YCBCR = 2, 6
 _SEPARATE = 2
 _STRIP_TAGS, _TILE_TAGS = (273, 279), (324, 325)
@@ -90,6 +96,73 @@ def check_pieces(page: Any) -> None:
             f"a picture of {page.imagewidth} x {page.imagelength} pixels needs {wanted} {kind},"
             f" its header lists {listed}"
         )
+
+
+def check_inflated(page: Any, handle: BinaryIO) -> None:
+    """Refuse a tile or strip that inflates to much more than its pixels: not every decoder of tifffile stops there.
+
+    Parameters
+    ----------
+    page : tifffile.TiffPage
+        A page that passed `check_pieces`.
+    handle : BinaryIO
+        Its file.
+
+    Raises
+    ------
+    ValueError
+        A compressed segment inflates too far, or is no compressed data at all.
+    """
+    compression = int(page.compression)
+    if compression not in _DEFLATE and compression != _LZMA:
+        return
+    together = page.samplesperpixel if page.planarconfig != _SEPARATE else 1
+    if page.is_tiled:
+        pixels = page.tilewidth * page.tilelength * page.tiledepth
+    else:
+        pixels = page.imagewidth * min(page.rowsperstrip, page.imagelength)
+    most = 2 * pixels * together * math.ceil(int(np.max(page.bitspersample)) / 8) + (1 << 20)
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+        if compression in _DEFLATE and count * _MOST_DEFLATED <= max(most, _HARMLESS):
+            continue
+        handle.seek(offset)
+        if _inflates_beyond(handle, count, most, compression):
+            kind = "tiles" if page.is_tiled else "strips"
+            raise ValueError(f"one of its {kind} inflates to more than {most} bytes, twice what its pixels need")
+
+
+def _inflates_beyond(handle: BinaryIO, count: int, most: int, compression: int) -> bool:
+    """Whether the next `count` bytes decompress to more than `most`, without ever holding that."""
+    size, decoder = 0, _decompressor(compression)
+    while count > 0:
+        data = handle.read(min(count, _STEP))
+        if not data:
+            return False
+        count -= len(data)
+        while data:
+            size += len(decoder.decompress(data, _STEP))
+            if size > most:
+                return True
+            if decoder.eof:
+                # Of LZMA further streams may follow; what follows on a deflated one is not looked at.
+                if compression in _DEFLATE:
+                    return False
+                data, decoder = decoder.unused_data, _decompressor(compression)
+            elif compression in _DEFLATE:
+                data = decoder.unconsumed_tail
+            else:
+                data = b""
+                while not decoder.needs_input and not decoder.eof:
+                    size += len(decoder.decompress(b"", _STEP))
+                    if size > most:
+                        return True
+                if decoder.eof:
+                    data, decoder = decoder.unused_data, _decompressor(compression)
+    return False
+
+
+def _decompressor(compression: int) -> Any:
+    return zlib.decompressobj() if compression in _DEFLATE else lzma.LZMADecompressor(memlimit=LARGEST_PIECE)
 
 
 class TiffPieces:
@@ -197,6 +270,9 @@ class TiffPieces:
         """Cut uncompressed strips, of which a file may have a single one, into strips of a handy size."""
         height, strip = self.shape[0], self._unit[0]
         rows = max(1, min(strip, _PIECE_AIM // (row_bytes * self._planes)))
+        # Heights are only what the header says, and an array of all rows of 2^31 takes 16 GB.
+        if math.ceil(height / strip) * math.ceil(min(strip, height) / rows) > _MOST_PARTS:
+            raise NotInPiecesError(f"its {height} rows make more than {_MOST_PARTS} pieces")
         tops = np.concatenate([np.arange(top, min(top + strip, height), rows) for top in range(0, height, strip)])
         bottoms = np.append(tops[1:], height)
         owner, inside = tops // strip, (tops % strip) * row_bytes

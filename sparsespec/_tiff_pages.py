@@ -19,6 +19,13 @@ _COPY_OR_MASK = 1 | 4
 _OLD_COPY = 2
 # More entries than any directory has; damaged ones claim up to 2^64.
 _MOST_ENTRIES = 4096
+# Arrays of the places of strips and tiles are turned into Python numbers: 4 million pieces are 5,000 pixels each in the
+# largest picture that is read.
+_PLACE_TAGS = (273, 279, 324, 325)
+_MOST_PIECES = 1 << 22
+_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+# Tags may share a few bytes.
+_SHARED = 1 << 16
 _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
 
 
@@ -82,8 +89,11 @@ def at_page(handle: BinaryIO, page: int) -> BinaryIO:
         The list is damaged before it comes to this page.
     EndlessPagesError
         The list runs in a circle, or is too long, before it comes to this page.
+    ValueError
+        The tags of the page claim more bytes than the file has: reading them would take any amount of memory.
     """
     offset = _find(handle, page)
+    _check_tags(handle, offset)
     order, wide = _header(handle)
     kind, start = (f"{order}Q", 8) if wide else (f"{order}I", 4)
     handle.seek(start)
@@ -188,6 +198,22 @@ def _directories(handle: BinaryIO) -> Iterator[tuple[int, bool]]:
         offset = following
 
 
+def _check_tags(handle: BinaryIO, offset: int) -> None:
+    order, wide = _header(handle)
+    size = os.fstat(handle.fileno()).st_size
+    link, length = ("Q", 20) if wide else ("I", 12)
+    handle.seek(offset)
+    count = _number(handle, order + ("Q" if wide else "H")) or 0
+    entries = handle.read(min(count, _MOST_ENTRIES) * length)
+    claimed = 0
+    for tag, kind, values in struct.iter_unpack(f"{order}HH{link}{length - 4 - struct.calcsize(link)}x", entries):
+        claimed += values * _BYTES.get(kind, 0)
+        if tag in _PLACE_TAGS and values > _MOST_PIECES:
+            raise ValueError(f"its header lists {values} strips or tiles, more than {_MOST_PIECES}")
+    if claimed > size + _SHARED:
+        raise ValueError(f"its tags claim {claimed} bytes of a file of {size} bytes")
+
+
 def _number(handle: BinaryIO, kind: str) -> int | None:
     content = handle.read(struct.calcsize(kind))
     return struct.unpack(kind, content)[0] if len(content) == struct.calcsize(kind) else None
@@ -197,9 +223,10 @@ def _is_beside(entries: bytes, order: str, length: int) -> bool:
     """Whether the entries of a directory say that it is a smaller copy or a mask."""
     for start in range(0, len(entries), length):
         tag, kind = struct.unpack_from(f"{order}HH", entries, start)
-        if tag in (_SUBFILE_TAG, _OLD_SUBFILE_TAG) and kind in _INTEGERS:
-            # The value stands at the end of the entry: 4 bytes of 12, 8 of 20.
-            (value,) = struct.unpack_from(order + _INTEGERS[kind], entries, start + (8 if length == 12 else 12))
+        # The value stands at the end of the entry: 4 bytes of 12, 8 of 20.
+        room = 4 if length == 12 else 8
+        if tag in (_SUBFILE_TAG, _OLD_SUBFILE_TAG) and kind in _INTEGERS and _BYTES[kind] <= room:
+            (value,) = struct.unpack_from(order + _INTEGERS[kind], entries, start + length - room)
             if (value & _COPY_OR_MASK) if tag == _SUBFILE_TAG else value == _OLD_COPY:
                 return True
     return False

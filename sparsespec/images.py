@@ -7,16 +7,20 @@ by window.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import io
 import logging
 import os
+import re
+import stat
+import struct
 import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, runtime_checkable
@@ -24,6 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from sparsespec._jpeg import check_jpeg
 from sparsespec._threads import available_cpus
 from sparsespec._tiff_pages import EndlessPagesError, at_page, number_of_pages
 
@@ -66,9 +71,34 @@ IMAGE_SUFFIXES = frozenset({
 """File name endings (lower case) that count as images when a folder is searched."""
 
 _ORIENTATION_TAG = 274
+_PIXEL_TAGS = (
+    "ImageWidth", "ImageLength", "BitsPerSample", "Orientation", "SamplesPerPixel", "PhotometricInterpretation",
+    "PlanarConfiguration", "ExtraSamples",
+)  # fmt: skip
 _TIFF_SIGNATURES = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 # Pillow would start Ghostscript, another program, on a file that merely begins like this.
 _POSTSCRIPT_SIGNATURES = (b"%!PS", b"\xc5\xd0\xd3\xc6")
+_GIF_SIGNATURE = b"GIF8"
+_JPEG_SIGNATURE = b"\xff\xd8"
+# Everything else that Pillow knows is no photograph: metafiles, icons, films, formats of one program.
+_FORMATS = (
+    "JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "TIFF", "AVIF", "HEIF", "JPEG2000", "TGA",
+)  # fmt: skip
+_PAGE_ADVICE = "get the picture itself: this may be what a server sent in its place"
+_OTHER_FILES = (
+    (b"<!doctype html", "it is a web page (HTML), not an image", _PAGE_ADVICE),
+    (b"<html", "it is a web page (HTML), not an image", _PAGE_ADVICE),
+    (b"<svg", "it is a drawing (SVG), not a photograph", "export it as PNG"),
+    (b"<?xml", "it is an XML document or a drawing (SVG), not a photograph", "export it as PNG"),
+    (b"{", "it is text (JSON), not an image", _PAGE_ADVICE),
+    (b"%pdf", "it is a PDF, not a photograph", "export its pages as PNG or TIFF"),
+    (b"pk\x03\x04", "it is a ZIP archive, not an image", "unpack it"),
+    (b"\x1f\x8b", "it is compressed (gzip)", "unpack it"),
+)
+# What decoders raise where a value they did not look at isn't what they expect; their texts speak of Python.
+_MEANINGLESS = (TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, struct.error)
+# Runs of a compressed BMP can skip 255 rows at once, whatever its height.
+_WIDEST_RUNS = 65_535
 _ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 _COLOUR_MODES = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"})
 _ROWS_AT_ONCE = 256
@@ -487,6 +517,20 @@ class _TurnedPixels:
         return _turned(self._source.read(rows[0], columns[0], rows[1], columns[1]), self._orientation)
 
 
+class _PagePixels:
+    """A page behind the first, whose errors say which it is."""
+
+    def __init__(self, source: PixelSource, page: int) -> None:
+        self._source, self._page = source, page
+        self.shape, self.dtype = source.shape, source.dtype
+
+    def read(self, top: int, left: int, bottom: int, right: int) -> npt.NDArray[Any]:
+        try:
+            return self._source.read(top, left, bottom, right)
+        except ImageReadError as error:
+            raise _on_page(error, self._page) from error
+
+
 class _WindowedTiff:
     """A TIFF in pieces, of which those used last stay decoded."""
 
@@ -565,8 +609,6 @@ class _WindowedTiff:
             piece = self._decoded(*place)
             if piece.dtype != self.dtype:
                 raise ValueError(f"samples of type {piece.dtype} among others of type {self.dtype}")
-        except MemoryError:
-            raise
         except Exception as error:
             where = f"near row {int(self._pieces.rows[place[0]])}, column {int(self._pieces.columns[place[1]])}"
             raise _damaged(self._path, error, where) from error
@@ -594,19 +636,23 @@ class _WindowedTiff:
         return result
 
 
-def _check_file(file: Path, given: str | os.PathLike[str]) -> None:
+def _check_file(path: str | os.PathLike[str]) -> None:
     try:
-        status = file.stat()
+        status = Path(path).stat()
     except OSError as error:
-        raise ImageReadError(given, _os_reason(error), "check the path and its permissions") from error
+        raise ImageReadError(path, _os_reason(error), "check the path and its permissions") from error
     except ValueError as error:  # a null byte in the name
-        raise ImageReadError(given, str(error), "check the path") from error
-    if file.is_dir():
-        raise ImageReadError(given, "it is a folder", "give the path of one image file")
-    if not file.is_file():
-        raise ImageReadError(given, "it is not a regular file", "give the path of an image file")
+        raise ImageReadError(path, str(error), "check the path") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageReadError(path, "it is a folder", "give the path of one image file")
+    if not stat.S_ISREG(status.st_mode):
+        raise _not_regular(path)
     if status.st_size == 0:
-        raise ImageReadError(given, "it is empty (zero bytes)", "copy or export it again")
+        raise ImageReadError(path, "it is empty (zero bytes)", "copy or export it again")
+
+
+def _not_regular(path: str | os.PathLike[str]) -> ImageReadError:
+    return ImageReadError(path, "it is not a regular file", "give the path of an image file")
 
 
 def _os_reason(error: OSError) -> str:
@@ -618,12 +664,32 @@ def _os_reason(error: OSError) -> str:
 
 
 def _damaged(path: str | os.PathLike[str], error: Exception, where: str = "") -> ImageReadError:
-    detail = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.errno is not None:
+        return ImageReadError(path, _os_reason(error), "check the file and the disk it is on")
+    if isinstance(error, MemoryError):
+        return ImageReadError(
+            path,
+            f"decoding it{' ' + where if where else ''} takes more memory than there is, or its header is damaged",
+            "check it with another program; give the process more memory or make the picture smaller",
+        )
+    if type(error).__name__ in ("DecompressionBombError", "DecompressionBombWarning"):
+        return ImageReadError(
+            path, "what it unpacks to has more pixels than the limit, and than it says", "make it smaller, or a PNG"
+        )
+    detail = " ".join(str(error).split())
+    if isinstance(error, _MEANINGLESS) or not detail:
+        detail = "its header contradicts itself"
+    elif re.fullmatch(r"decoder error -\d+", detail):
+        detail = "its pixels cannot be decoded"
     place = f" {where}" if where else ""
     return ImageReadError(path, f"it is damaged or cut short{place} ({detail})", "copy or export it again")
 
 
-def _unknown_format(path: str | os.PathLike[str]) -> ImageReadError:
+def _unknown_format(path: str | os.PathLike[str], head: bytes) -> ImageReadError:
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for mark, reason, advice in _OTHER_FILES:
+        if text.startswith(mark):
+            return ImageReadError(path, reason, advice)
     if Path(path).suffix.lower() in (".heic", ".heif"):
         return ImageReadError(path, "HEIC needs a decoder that is not installed", "install pillow-heif or convert it")
     return ImageReadError(
@@ -631,6 +697,10 @@ def _unknown_format(path: str | os.PathLike[str]) -> ImageReadError:
         "it is not an image that can be read, or its beginning is damaged",
         "check that it is an image, or convert it to PNG or JPEG",
     )
+
+
+def _on_page(error: ImageReadError, page: int) -> ImageReadError:
+    return ImageReadError(error.path, f"page {page} (counted from 0): {error.reason}", error.advice)
 
 
 def _check_size(
@@ -657,18 +727,23 @@ def _opened(
         raise ValueError(f"max_pixels must be at least 1 or None, got {max_pixels}")
     if page < 0:
         raise ValueError(f"page must be at least 0, got {page}")
-    with _open_file(path) as handle:
+    with _open_file(path) as handle, ExitStack() as views:
         try:
-            source = _decoded_file(handle, path, page, max_pixels, max_windowed)
+            source = _decoded_file(handle, path, page, max_pixels, max_windowed, views)
         except ImageReadError as error:
             if page == 0:
                 raise
-            raise ImageReadError(path, f"page {page} (counted from 0): {error.reason}", error.advice) from error
-        yield source
+            raise _on_page(error, page) from error
+        yield source if page == 0 or isinstance(source, _ArrayPixels) else _PagePixels(source, page)
 
 
 def _decoded_file(
-    handle: BinaryIO, path: str | os.PathLike[str], page: int, max_pixels: int | None, max_windowed: int | None
+    handle: BinaryIO,
+    path: str | os.PathLike[str],
+    page: int,
+    max_pixels: int | None,
+    max_windowed: int | None,
+    views: ExitStack,
 ) -> PixelSource:
     try:
         signature = _signature(handle)
@@ -676,19 +751,18 @@ def _decoded_file(
             raise ImageReadError(path, "it is PostScript, not a photograph", "export it as PNG or JPEG")
         with _own_process_state():
             if signature in _TIFF_SIGNATURES:
-                return _open_tiff(_tiff_page(handle, path, page), path, max_pixels, max_windowed)
+                view = _tiff_page(handle, path, page)
+                if view is not handle:
+                    views.enter_context(view)
+                return _open_tiff(view, path, max_pixels, max_windowed)
             if page > 0:
                 raise _no_such_page(path, 1)
             return _open_with_pillow(handle, path, max_pixels)
-    except (ImageReadError, MemoryError):
+    except ImageReadError:
         raise
-    except OSError as error:
-        if error.errno is not None:
-            raise ImageReadError(path, _os_reason(error), "check the file and the disk it is on") from error
-        raise _damaged(path, error) from error
     except Exception as error:
-        # Decoders raise nearly anything on damaged input: SyntaxError, struct.error, EOFError, zlib.error,
-        # IndexError.
+        # Decoders raise nearly anything on damaged input: SyntaxError, struct.error, EOFError, zlib.error, IndexError,
+        # and MemoryError where a damaged number asks for terabytes.
         raise _damaged(path, error) from error
 
 
@@ -716,12 +790,20 @@ def _endless(path: str | os.PathLike[str], error: EndlessPagesError) -> ImageRea
 
 
 def _open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    file = Path(path)
-    _check_file(file, path)
+    _check_file(path)
     try:
-        return file.open("rb")
+        handle = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
     except OSError as error:
         raise ImageReadError(path, _os_reason(error), "check the file and the disk it is on") from error
+    if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+        handle.close()
+        raise _not_regular(path)
+    return handle
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    # Between a look at a path and its opening it may have become a pipe, which would be waited for.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 @contextmanager
@@ -729,39 +811,80 @@ def _own_process_state() -> Iterator[None]:
     """Silence the decoders, and take Pillow's own size limit away: ours replaces it."""
     from PIL import Image
 
+    for name in ("PIL", "tifffile"):
+        # Python prints records of a logger without any handler to stderr; what matters in them comes back as an
+        # exception.
+        logger = logging.getLogger(name)
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())
     with _PROCESS_STATE, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         limit = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None
+        set_handler = _libtiff_error_handler()
+        handler = set_handler(None)
         try:
             yield
         finally:
+            set_handler(handler)
             Image.MAX_IMAGE_PIXELS = limit
 
 
 @cache
-def _register_more_formats() -> None:
+def _libtiff_error_handler() -> Callable[[Any], Any]:
+    """Replace the function by which libtiff writes to stderr what comes back as an exception as well."""
+    from PIL import Image
+
+    try:
+        function = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+    except (AttributeError, OSError, TypeError):  # linked into the module, without a name
+        return lambda handler: handler
+    function.restype = ctypes.c_void_p
+    function.argtypes = [ctypes.c_void_p]
+    return function
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of our formats that Pillow can read here."""
+    from PIL import Image
+
     try:
         pillow_heif = importlib.import_module("pillow_heif")
     except ImportError:
-        return
-    for name in ("register_heif_opener", "register_avif_opener"):
-        getattr(pillow_heif, name, lambda: None)()
+        pass
+    else:
+        for name in ("register_heif_opener", "register_avif_opener"):
+            getattr(pillow_heif, name, lambda: None)()
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _open_with_pillow(handle: BinaryIO, path: str | os.PathLike[str], max_pixels: int | None) -> PixelSource:
+def _open_with_pillow(
+    handle: BinaryIO, path: str | os.PathLike[str], max_pixels: int | None, formats: tuple[str, ...] | None = None
+) -> PixelSource:
     """Decode a whole picture; for `_own_process_state`."""
     from PIL import Image, UnidentifiedImageError
 
-    _register_more_formats()
+    handle.seek(0)
+    head = handle.read(64)
+    if head.startswith(_JPEG_SIGNATURE):
+        check_jpeg(handle)
+    if head.startswith(_GIF_SIGNATURE) and len(head) >= 10:
+        # Its decoder makes room for a frame when it is opened.
+        _check_size(path, *struct.unpack_from("<HH", head, 6), max_pixels)
+        Image.MAX_IMAGE_PIXELS = max_pixels
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
     handle.seek(0)
     try:
-        image: PillowModule.Image = Image.open(handle)
+        image: PillowModule.Image = Image.open(handle, formats=_formats() if formats is None else formats)
     except UnidentifiedImageError as error:
-        raise _unknown_format(path) from error
+        raise _unknown_format(path, head) from error
     _check_size(path, image.width, image.height, max_pixels)
     if 0 in image.size:
         raise _no_pixels(path, image.height, image.width)
+    if image.format in ("BMP", "DIB") and image.info.get("compression") in (1, 2) and image.width > _WIDEST_RUNS:
+        raise ImageReadError(path, f"a run-length coded BMP {image.width} pixels wide is not read", "save it as PNG")
     # A header can understate what its body unpacks to (GIF frames, icons): Pillow checks those while decoding.
     Image.MAX_IMAGE_PIXELS = max_pixels
     warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -791,14 +914,10 @@ def _open_tiff(
 
     from sparsespec._tiff import NotInPiecesError, TiffPieces, check_pieces
 
-    # Python prints records of a logger without any handler to stderr; what matters in them comes back as an exception.
-    logger = logging.getLogger("tifffile")
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
     with tifffile.TiffFile(handle) as file:
         page: Any = file.pages.first
         byteorder = file.byteorder
-        tags = {tag.name: tag.value for tag in page.tags}
+        tags = _tags(page)
         width, height = int(tags["ImageWidth"]), int(tags["ImageLength"])
         if width < 1 or height < 1:
             raise _no_pixels(path, height, width)
@@ -808,12 +927,12 @@ def _open_tiff(
         why_whole = ""
         # Pillow does not know BigTIFFs of that byte order, but it does know their pieces.
         if height * width * (6 if deep else 3) > _WHOLE_TIFF or (file.is_bigtiff and byteorder == ">"):
+            _check_size(path, width, height, max_windowed)
             try:
                 pieces = TiffPieces(page, handle, byteorder)
                 sideways = orientation in (5, 6, 7, 8) and not pieces.tiled
                 if sideways and (max_pixels is None or height * width <= max_pixels):
                     raise NotInPiecesError("it lies on its side, and its strips go the other way")
-                _check_size(path, width, height, max_windowed)
                 source = _WindowedTiff(pieces, lambda content: _decoded_piece(content, path, deep=deep), path)
                 return _upright(source, orientation)
             except (ImageReadError, MemoryError):
@@ -830,14 +949,22 @@ def _open_tiff(
                 "export it as RGB",
             )
         if deep or samples > 4:
-            whole = _read_deep(page, tags, path)
+            whole = _read_deep(page, handle, path)
             if whole is not None:
                 return _upright(_ArrayPixels(whole), orientation)
-    return _open_with_pillow(handle, path, max_pixels)
+    return _open_with_pillow(handle, path, max_pixels, ("TIFF",))
 
 
-def _read_deep(page: Any, tags: dict[str, Any], path: str | os.PathLike[str]) -> npt.NDArray[Any] | None:
+def _tags(page: Any) -> dict[str, Any]:
+    """Values of the tags that say what the pixels are; the others may be of any size."""
+    return {name: page.tags[name].value for name in _PIXEL_TAGS if name in page.tags}
+
+
+def _read_deep(page: Any, handle: BinaryIO, path: str | os.PathLike[str]) -> npt.NDArray[Any] | None:
     """Decode a page of a TIFF with tifffile, upright or not; None where it cannot."""
+    from sparsespec._tiff import check_inflated
+
+    check_inflated(page, handle)
     try:
         pixels = page.asarray()
     except MemoryError:
@@ -845,7 +972,7 @@ def _read_deep(page: Any, tags: dict[str, Any], path: str | os.PathLike[str]) ->
     except Exception:
         # A compression that needs another package: Pillow may have it, and says so if the file is damaged.
         return None
-    return _tiff_to_rgb(pixels, tags, path)
+    return _tiff_to_rgb(pixels, _tags(page), path)
 
 
 def _decoded_piece(content: bytes, path: str | os.PathLike[str], *, deep: bool) -> npt.NDArray[Any]:
@@ -857,11 +984,10 @@ def _decoded_piece(content: bytes, path: str | os.PathLike[str], *, deep: bool) 
 
         with tifffile.TiffFile(handle) as file:
             page: Any = file.pages.first
-            tags = {tag.name: tag.value for tag in page.tags}
-            whole = _read_deep(page, tags, path)
+            whole = _read_deep(page, handle, path)
         source = None if whole is None else _ArrayPixels(whole)
     if source is None:
-        source = _open_with_pillow(handle, path, None)
+        source = _open_with_pillow(handle, path, None, ("TIFF",))
     return source.read(0, 0, *source.shape[:2])
 
 

@@ -365,9 +365,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     try:
         path.read_bytes()
         # The superuser reads everything: make the system call fail instead.
-        monkeypatch.setattr(
-            Path, "open", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
-        )
+        monkeypatch.setattr("os.open", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     except PermissionError:
         pass
     with pytest.raises(ImageReadError, match="permission denied"):
@@ -857,6 +855,20 @@ def test_a_tiff_with_fewer_strips_than_rows(tmp_path: Path, height: int) -> None
     tifffile.imwrite(tmp_path / "a.tif", SCENE, rowsperstrip=8, photometric="rgb")
     with pytest.raises(ImageReadError, match=r"pixels needs \d+ strips, its header lists 13"):
         read_image(with_tag(tmp_path / "a.tif", HEIGHT, height))
+
+
+@pytest.mark.parametrize("limit", [DEFAULT_MAX_PIXELS, None])
+def test_a_strip_of_billions_of_rows_costs_nothing(tmp_path: Path, limit: int | None) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", SCENE, rowsperstrip=97, photometric="rgb")
+    for code, value in ((WIDTH, 2**20), (HEIGHT, 2**31), (278, 2**31)):
+        with_tag(tmp_path / "a.tif", code, value)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageReadError), open_image(tmp_path / "a.tif", max_pixels=limit):
+            pass
+        assert tracemalloc.get_traced_memory()[1] < 3e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_strips_on_their_side_are_read_whole_if_they_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

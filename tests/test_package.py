@@ -18,7 +18,7 @@ HEAVY = ("onnxruntime", "numba", "scipy", "skimage", "pyamg", "imageio", "PIL")
 # Each may import those before it and its own part of the package; a tuple shares one place.
 ORDER: list[tuple[str, ...]] = [
     ("_cgroups",),
-    ("_threads", "_turns", "_atomic", "_locks", "_checks", "_mapped", "_tiff", "_tiff_pages"),
+    ("_threads", "_turns", "_atomic", "_locks", "_checks", "_mapped", "_tiff", "_tiff_pages", "_jpeg"),
     ("_kernels",),
     ("_multigrid",),
     ("_eigensolvers", "position_table", "resample", "images"),

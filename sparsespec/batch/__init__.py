@@ -13,8 +13,7 @@ from sparsespec.batch.names import output_names
 from sparsespec.batch.outputs import OutputsError
 from sparsespec.batch.record import BatchResult, Row
 from sparsespec.batch.run import run_batch
-from sparsespec.batch.store import LocalStore, Store
-from sparsespec.batch.urls import open_store
+from sparsespec.batch.store import LocalStore, Store, open_store
 
 __all__ = [
     "BatchResult",

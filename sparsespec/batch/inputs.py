@@ -91,8 +91,7 @@ def find_inputs(
     if "://" in text:
         from sparsespec.batch.urls import find_url_inputs
 
-        found = find_url_inputs(text, storage_options or {}, output=output)
-        return Inputs(found.store.place, found.images, found.unlisted, found.store)
+        return find_url_inputs(text, storage_options, output=output)
     path = Path(text)
     try:
         is_folder, exists = path.is_dir(), path.exists()

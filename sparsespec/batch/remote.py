@@ -51,6 +51,11 @@ _WHOLE_OR_NOT = (*_S3, *_GCS, "abfs", "abfss", "az", "adl", "oci", "oss", "memor
 class StoreError(OSError):
     """A store as a whole cannot be used: no credentials, no bucket, no answer."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        # What follows would fail too.
+        self.errno = errno.EIO
+
 
 class Entry(NamedTuple):
     """A file of a store.
@@ -227,8 +232,21 @@ def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
             here = here.setdefault(part, {})
             if not isinstance(here, dict):
                 raise StoreError(f"the option '{name}' contradicts another one of the name '{part}'")
-        here[last] = value
+        here[last] = _value(last, value)
     return settings
+
+
+_WORDS = {"true": True, "false": False, "none": None, "null": None}
+_AS_TEXT = re.compile("key|secret|token|pass|user|name|id$", re.IGNORECASE)
+
+
+def _value(name: str, value: Any) -> Any:
+    """Understand what was given on a command line."""
+    if not isinstance(value, str):
+        return value
+    if value.lower() in _WORDS:
+        return _WORDS[value.lower()]
+    return int(value) if re.fullmatch(r"-?\d{1,15}", value) and not _AS_TEXT.search(name) else value
 
 
 # --- any file system of fsspec ----------------------------------------------------------------------------------------

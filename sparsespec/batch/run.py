@@ -36,8 +36,7 @@ from sparsespec.batch.plan import (
 from sparsespec.batch.record import RECORD_NAME, BatchResult, Row, Rows
 from sparsespec.batch.shard import ENDED, Shard, ShardTask, blocked_by, gone, is_hopeless, quarantined, remove_stale
 from sparsespec.batch.state import State
-from sparsespec.batch.store import Store
-from sparsespec.batch.urls import open_store
+from sparsespec.batch.store import Store, open_store
 from sparsespec.formats.table import TABLE_KINDS
 from sparsespec.formats.youtube_vis import video_ids
 from sparsespec.images import DEFAULT_MAX_PIXELS
@@ -400,7 +399,9 @@ class _Work:
         from sparsespec.batch.processes import WorkerError
 
         try:
-            with closed(self._guard.outcomes(self._job, [item], begin=self._begin, stopping=threading.Event())) as found:
+            with closed(
+                self._guard.outcomes(self._job, [item], begin=self._begin, stopping=threading.Event())
+            ) as found:
                 results = list(found)
         except WorkerError:  # such as of a segmenter of the main program: then as before, three deaths are the limit
             self._guard = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 from sparsespec._atomic import write_atomic
 
-__all__ = ["LocalStore", "Store", "inside"]
+__all__ = ["LocalStore", "Store", "inside", "is_url", "open_store"]
 
 
 @runtime_checkable
@@ -162,3 +162,32 @@ class LocalStore:
 
     def publish(self, staging: Path, paths: Sequence[str]) -> None:
         """Nothing is to be done: the files are where they belong."""
+
+
+def is_url(place: str | os.PathLike[str]) -> bool:
+    """Tell a URL from a folder."""
+    return "://" in os.fspath(place)
+
+
+def open_store(place: str | os.PathLike[str], options: Mapping[str, str] | None = None) -> Store:
+    """Give the store for a folder or a URL.
+
+    Parameters
+    ----------
+    place : str or os.PathLike
+        A folder, or a URL such as ``s3://bucket/results``.
+    options : mapping, optional
+        Of the file system behind a URL, see `fsspec`.
+
+    Raises
+    ------
+    ImportError
+        A URL, and a package that it needs is missing.
+    OSError
+        A URL that cannot be used.
+    """
+    if is_url(place):
+        from sparsespec.batch.urls import open_url
+
+        return open_url(os.fspath(place), options)
+    return LocalStore(Path(place))

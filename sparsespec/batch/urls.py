@@ -10,25 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
-from sparsespec.batch.inputs import InputsError
+from sparsespec.batch.inputs import Inputs, InputsError, find_inputs
 from sparsespec.batch.record import RECORD_NAME, is_record
 from sparsespec.batch.remote import Entry, Remote, StoreError, connect, problem
-from sparsespec.batch.store import LocalStore, Store
+from sparsespec.batch.store import LocalStore, Store, is_url
 from sparsespec.images import IMAGE_SUFFIXES
 
-__all__ = [
-    "StoreError",
-    "UrlInputs",
-    "UrlStore",
-    "find_url_inputs",
-    "is_url",
-    "list_images",
-    "local_path",
-    "open_store",
-]
+__all__ = ["StoreError", "UrlStore", "find_url_inputs", "list_images", "local_path", "open_url"]
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://(.*)", re.DOTALL)
 _CHAINED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+::[^/]")
@@ -38,12 +29,7 @@ _SAME = {"s3a": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs"}
 _MAGIC = re.compile(r"[*?\[]")
 _UPLOADS = 4
 
-Options = Mapping[str, Any] | Iterable[tuple[str, Any]]
-
-
-def is_url(text: str | os.PathLike[str]) -> bool:
-    """Tell whether something is a URL, such as ``s3://bucket/photos``, and not a path."""
-    return isinstance(text, str) and (_URL.match(text) is not None or _CHAINED.match(text) is not None)
+Options = Mapping[str, Any] | Iterable[tuple[str, Any]] | None
 
 
 def local_path(url: str) -> Path | None:
@@ -52,14 +38,14 @@ def local_path(url: str) -> Path | None:
     return Path(rest) if scheme in _LOCAL else None
 
 
-def open_store(url: str | os.PathLike[str], options: Options = ()) -> Store:
-    """Give the store of a path or a URL.
+def open_url(url: str, options: Options = None) -> Store:
+    """Give the store of a URL: a folder of this machine for ``file://``, else a `UrlStore`.
 
     Parameters
     ----------
-    url : str or os.PathLike
-        A path, ``file://`` and a path, or another URL that fsspec knows.
-    options : mapping or iterable of (str, object)
+    url : str
+        The URL.
+    options : mapping or iterable of (str, object), optional
         Of `UrlStore`.
 
     Returns
@@ -71,11 +57,8 @@ def open_store(url: str | os.PathLike[str], options: Options = ()) -> Store:
     StoreError
         The URL is of no use.
     """
-    if not is_url(url):
-        return LocalStore(Path(url))
-    text = os.fspath(url)
-    path = local_path(text)
-    return UrlStore(text, options) if path is None else LocalStore(path)
+    path = local_path(url)
+    return UrlStore(url, options) if path is None else LocalStore(path)
 
 
 class UrlStore:
@@ -88,9 +71,10 @@ class UrlStore:
     ----------
     url : str
         ``s3://bucket/folder``, ``gs://``, ``https://`` and so on; a bucket's name has no escapes, a web address may.
-    options : mapping or iterable of (str, object)
+    options : mapping or iterable of (str, object), optional
         Handed to fsspec's class for the scheme. Dots in a name lead into mappings: ``client_kwargs.region_name``. A
-        name that begins with a scheme and a colon, ``s3:anon``, is for URLs of that scheme only.
+        name that begins with a scheme and a colon, ``s3:anon``, is for URLs of that scheme only. Of values that are
+        text, ``true``, ``false``, ``none`` and whole numbers are understood, except where a password may stand.
 
     Attributes
     ----------
@@ -111,7 +95,7 @@ class UrlStore:
         The URL is of no use, or holds credentials where they cannot be used.
     """
 
-    def __init__(self, url: str, options: Options = ()) -> None:
+    def __init__(self, url: str, options: Options = None) -> None:
         scheme, rest = _split(url)
         if scheme in _LOCAL:
             raise StoreError(f"'{url}' is a folder of this machine: give its path")
@@ -135,7 +119,7 @@ class UrlStore:
         self._scheme = scheme
         self._query = query
         self.place = f"{scheme}://{shown.rstrip('/')}"
-        given = options.items() if isinstance(options, Mapping) else options
+        given = options.items() if isinstance(options, Mapping) else options or ()
         self.options = tuple(
             (name.removeprefix(f"{scheme}:"), value)
             for name, value in given
@@ -336,25 +320,7 @@ def _split(url: str) -> tuple[str, str]:
 # --- inputs -----------------------------------------------------------------------------------------------------------
 
 
-class UrlInputs(NamedTuple):
-    """The images of a run that are behind a URL.
-
-    Attributes
-    ----------
-    store : UrlStore
-        Where they are.
-    images : tuple of str
-        Relative paths with ``/`` between the parts, sorted part by part.
-    unlisted : tuple of (str, str)
-        What could not be listed or has a name that cannot be used, and why.
-    """
-
-    store: UrlStore
-    images: tuple[str, ...]
-    unlisted: tuple[tuple[str, str], ...] = ()
-
-
-def find_url_inputs(source: str, options: Options = (), *, output: str | os.PathLike[str] | None = None) -> UrlInputs:
+def find_url_inputs(source: str, options: Options = None, *, output: str | os.PathLike[str] | None = None) -> Inputs:
     """Find the images that a URL stands for, by the rules of `sparsespec.batch.find_inputs`.
 
     Parameters
@@ -369,7 +335,8 @@ def find_url_inputs(source: str, options: Options = (), *, output: str | os.Path
 
     Returns
     -------
-    UrlInputs
+    Inputs
+        With the URL as its root, and the store.
 
     Raises
     ------
@@ -378,6 +345,9 @@ def find_url_inputs(source: str, options: Options = (), *, output: str | os.Path
     StoreError
         The store cannot be used: no credentials, no bucket, no answer, or it must not be listed.
     """
+    path = local_path(source)
+    if path is not None:
+        return find_inputs(path, output=output)
     store = UrlStore(source, options)
     place = store.place
     target = None if output is None or not is_url(output) else _open_target(os.fspath(output), options)
@@ -385,7 +355,7 @@ def find_url_inputs(source: str, options: Options = (), *, output: str | os.Path
     if single is not None:
         where, name = single
         _check_apart(where, target)
-        return UrlInputs(where, (name,))
+        return Inputs(where.place, (name,), store=where, named=True)
     if _MAGIC.search(store.inner) is None or _is_folder(store):
         _check_apart(store, target)
         images, unlisted = list_images(store, exclude=_below(store, target))
@@ -399,7 +369,7 @@ def find_url_inputs(source: str, options: Options = (), *, output: str | os.Path
         endings = " ".join(sorted(IMAGE_SUFFIXES))
         more = f"; {unlisted[0][0]!r}: {unlisted[0][1]}" if unlisted else ""
         raise InputsError(f"{what} '{place}' holds no image (looked for {endings}){more}")
-    return UrlInputs(store, tuple(images), tuple(unlisted))
+    return Inputs(store.place, tuple(images), tuple(unlisted), store)
 
 
 def list_images(

@@ -11,6 +11,7 @@ import imageio.v3 as iio
 import numpy as np
 import numpy.typing as npt
 
+from sparsespec.batch.names import result_name
 from sparsespec.evaluation.report import Prediction, Report, measure
 from sparsespec.evaluation.run_scores import read_run_scores
 from sparsespec.evaluation.truth import Dataset, TrueInstances
@@ -134,7 +135,7 @@ def _label_files(folder: str | os.PathLike[str], argument: str) -> dict[str, Pat
     files: dict[str, Path] = {}
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() in _LABEL_SUFFIXES and path.is_file():
-            name = path.relative_to(root).with_suffix("").as_posix()
+            name = result_name(path.relative_to(root).as_posix())
             if name in files:
                 raise ValueError(f"{argument} has two label images of one name: '{files[name]}' and '{path}'")
             files[name] = path

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparsespec.batch.names import page_name, result_name
+from sparsespec.batch.names import output_names, page_name, result_name
+
+_MOST_LABELS = 65_535
+"""What a label image of a run can tell apart."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ def read_run_scores(path: Path) -> RunScores:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read '{path}' as JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"cannot read '{path}' as JSON: it is nested too deeply") from error
     try:
         return RunScores(path, _images(content))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -104,27 +109,32 @@ def _images(content: Any) -> dict[str, _Image]:
     by_id: dict[Any, _Image] = {}
     by_path: dict[tuple[str, int | None], _Image] = {}
     for entry in content["images"]:
-        number, path = entry["id"], entry["file_name"]
+        number, path, page = entry["id"], entry["file_name"], entry.get("page")
         if not isinstance(path, str):
             raise ValueError(f"file_name {path!r} is no text")
-        page = None if entry.get("page") is None else int(entry["page"])
+        if page is not None and (type(page) is not int or page < 1):
+            raise ValueError(f"page {page!r} of '{path}' is no whole number from 1")
         if number in by_id or (path, page) in by_path:
-            raise ValueError(f"image {number!r} is listed twice" if number in by_id else f"'{path}' is listed twice")
+            raise ValueError(f"image {number!r} is listed twice" if number in by_id else f"{path!r} is listed twice")
         by_id[number] = by_path[path, page] = _Image(int(entry["width"]), int(entry["height"]), {})
     for entry in content["annotations"]:
         if entry["image_id"] not in by_id:
             raise ValueError(f"an instance is of image {entry['image_id']!r}, which is not listed")
         label, score, area = int(entry["label"]), float(entry["score"]), int(entry["area"])
         instances = by_id[entry["image_id"]].instances
-        if label < 1 or area < 1 or not math.isfinite(score):
+        if not 1 <= label <= _MOST_LABELS or area < 1 or not math.isfinite(score):
             raise ValueError(f"an instance has label {label}, area {area} and score {score}")
         if label in instances:
             raise ValueError(f"image {entry['image_id']!r} has two instances of label {label}")
         instances[label] = (score, area)
-    # The label image of a/x.jpg is a/x.png; where that is taken by another image's, it is a/x.jpg.png.
-    names: dict[str, _Image] = {}
-    for kept in (False, True):
-        for (path, page), image in by_path.items():
-            name = result_name(path, with_ending=kept)
-            names[name if page is None else page_name(name, path, page)] = image
-    return names
+    # The label image of a/x.jpg is a/x.png; where that is taken by another image's, it is a/x.jpg.png. Images without
+    # a result are not listed, so that one of either name is looked for, and last by what those listed make of it.
+    paths = list(dict.fromkeys(path for path, _ in by_path))
+    numbered = dict(zip(paths, output_names(paths), strict=True))
+    found: dict[str, _Image] = {}
+    for name_of in (lambda path: numbered[path], result_name, lambda path: result_name(path, with_ending=True)):
+        found |= {
+            name_of(path) if page is None else page_name(name_of(path), path, page): image
+            for (path, page), image in by_path.items()
+        }
+    return found

@@ -13,8 +13,12 @@ from sparsespec.formats._runs import foreground_runs
 
 __all__ = ["MAX_GAP", "MIN_IOU", "Linker", "mask_iou"]
 
-MIN_IOU = 0.5
-"""Least overlap of two masks, intersection over union, that are taken for the same object."""
+MIN_IOU = 0.4
+"""Least overlap of two masks, intersection over union, that are taken for the same object.
+
+Lower than detectors of still images use: an object that moves overlaps little with where it was, and the instances of
+one frame do not overlap at all, so that a wrong partner rarely reaches this.
+"""
 
 MAX_GAP = 2
 """Frames in which an object may be missing without losing its number."""
@@ -98,7 +102,7 @@ class Linker:
         Parameters
         ----------
         annotations : sequence of mapping
-            Of `sparsespec.formats.instance_annotations`: ``segmentation`` is used. None for a frame that is missing.
+            Of `sparsespec.formats.instance_annotations`: ``segmentation`` is used. Empty for a frame that is missing.
 
         Returns
         -------

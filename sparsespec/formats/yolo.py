@@ -80,8 +80,9 @@ def yolo_dataset_yaml(images: Sequence[str] = ("images",)) -> str:
         The content of ``data.yaml``. The same folders are named for training and validation, which readers ask for:
         whoever trains splits them.
     """
-    listed = "".join(f"\n  - {_quoted(name)}" for name in images)
-    return f"path: .\ntrain:{listed}\nval:{listed}\nnames:\n  0: object\n"
+    # No "path": readers would look for one that is not absolute elsewhere than beside the file.
+    listed = f" {_quoted(images[0])}" if len(images) == 1 else "".join(f"\n  - {_quoted(name)}" for name in images)
+    return f"train:{listed}\nval:{listed}\nnames:\n  0: object\n"
 
 
 def _quoted(text: str) -> str:

@@ -52,8 +52,7 @@ def video_ids(path: str | os.PathLike[str], *, max_bytes: int = _MAX_JSON_BYTES)
         The file cannot be read.
     """
     source = os.fspath(path)
-    # A pipe must not be waited for; opened for reading at once, it does not block.
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
+    with open(source, "rb", opener=_without_waiting) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError(f"'{source}' is no regular file")
         content = file.read(max_bytes + 1)
@@ -78,6 +77,11 @@ def video_ids(path: str | os.PathLike[str], *, max_bytes: int = _MAX_JSON_BYTES)
         numbers[name] = number
         used.add(number)
     return numbers
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    # Opening a pipe would wait for somebody to write into it.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _folder_and_id(video: Any) -> tuple[str, int]:
@@ -175,7 +179,7 @@ class YouTubeVisWriter:
         video : str
             Name of the video. All its frames are added before the next video begins.
         frame : str
-            Name of the frame's file.
+            Name of the frame in its video: the list has it as ``video/frame``.
         width, height : int
             Size of the frame, pixels. 0 for a frame without a result: it takes its place in the lists all the same.
         annotations : sequence of mapping
@@ -206,7 +210,7 @@ class YouTubeVisWriter:
             track.score += annotation["score"]
             self._masks.write(json.dumps(annotation["segmentation"]).encode() + b"\n")
         before = ", " if current.frames else ""
-        self._list.file.write((before + json.dumps(frame)).encode())
+        self._list.file.write((before + json.dumps(f"{video}/{frame}")).encode())
         current.frames += 1
         if current.size == (0, 0):
             current.size = (width, height)

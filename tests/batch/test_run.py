@@ -17,7 +17,7 @@ from PIL import Image
 
 import sparsespec
 from sparsespec._atomic import TEMPORARY_PATTERN
-from sparsespec.batch import BatchResult, Formats, Inline, OutputsError, Row, find_inputs, run_batch
+from sparsespec.batch import BatchResult, Formats, OutputsError, Row, find_inputs, run_batch
 from sparsespec.batch.record import jsonable
 from sparsespec.formats import decode_rle
 

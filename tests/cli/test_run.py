@@ -335,7 +335,10 @@ def test_the_first_failure_ends_the_run_on_request(
         (("--input", "{zoo}", "--workers", "0"), "'--workers': 0 is too small: give 'auto' or a number from 1 on"),
         (("--input", "{zoo}", "--workers", "all"), "'--workers': 'all' is neither 'auto' nor a whole number"),
         (("--input", "{zoo}", "--engine", "inline", "--time-limit", "9"), "limit together with --engine processes"),
-        (("--input", "{zoo}", "--engine", "dask", "--memory-limit", "9"), "--memory-limit goes with --engine processes"),
+        (
+            ("--input", "{zoo}", "--engine", "dask", "--memory-limit", "9"),
+            "--memory-limit goes with --engine processes",
+        ),
         (("--input", "{zoo}", "--time-limit", "0"), "'--time-limit': 0 is not a number above 0"),
         (("--input", "{zoo}", "--dask-scheduler", "tcp://x:1"), "--dask-scheduler goes with --engine dask"),
         (("--input", "{zoo}", "--shard-size", "63"), "'--shard-size': 63 is not in the range 64<=x<=512"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -114,7 +115,7 @@ def test_bad_folders(tmp_path: Path) -> None:
         evaluate_folders(tmp_path / "p", tmp_path / "t")
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"images": [', "\x00\xff", "no JSON at all"])
+@pytest.mark.parametrize("content", ["", "{", '{"images": [', "\x00\xff", "no JSON at all", "[" * 200_000])
 def test_instances_that_are_no_json(run: Path, truth: Path, content: str) -> None:
     (run / "instances.json").write_text(content, encoding="latin-1")
     with pytest.raises(ValueError, match=r"cannot read '.*instances\.json' as JSON"):
@@ -138,6 +139,11 @@ def test_instances_that_are_no_json(run: Path, truth: Path, content: str) -> Non
         (lambda c: c["annotations"][0].update(score="high"), "high"),
         (lambda c: c["images"][0].update(width=float("inf")), "infinity"),
         (lambda c: c["annotations"][0].update(label=0), "label 0"),
+        (lambda c: c["annotations"][0].update(label=2**40), "label 1099511627776"),
+        (lambda c: c["images"][0].update(file_name="../x.jpg"), "'../x.jpg' cannot have results"),
+        (lambda c: c["images"][0].update(file_name="/x.jpg"), "its path is absolute"),
+        (lambda c: c["images"][0].update(page=0), "page 0 of 'a/x.jpg'"),
+        (lambda c: c["images"][0].update(page="1"), "page '1' of 'a/x.jpg'"),
         (lambda c: c["annotations"][0].update(label=2), "two instances of label 2"),
         (lambda c: c["annotations"][0].update(image_id=9), "image 9, which is not listed"),
     ],
@@ -181,6 +187,28 @@ def test_masks_that_keep_the_ending_of_their_image(run: Path, truth: Path) -> No
     (run / "masks" / "b.png").rename(run / "masks" / "b.png.png")
     (truth / "b.png").rename(truth / "b.png.png")
     assert list(evaluate_folders(run, truth).images) == ["a/x", "b.png", "empty"]
+
+
+def test_masks_of_pages_and_of_names_that_were_cleaned(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    coco = CocoWriter(folder / "instances.json", description="", version="0")
+    masks = ["scan.tif/page-0001", "scan.tif/page-0002", "a%3Ab", "X.jpg", "x.jpg.2"]
+    images = [("scan.tif", 1), ("scan.tif", 2), ("a:b.jpg", None), ("X.jpg", None), ("x.jpg", None)]
+    for image_id, (mask, (image, page)) in enumerate(zip(masks, images, strict=True), start=1):
+        labels = np.roll(FOUND, image_id, axis=1)
+        (folder / "masks" / mask).parent.mkdir(parents=True, exist_ok=True)
+        write_label_png(folder / "masks" / f"{mask}.png", labels)
+        coco.add(image_id, image, 5, 2, instance_annotations(labels, [0.25, image_id / 16]), page=page)
+    coco.close()
+    report = evaluate_folders(folder, folder)
+    assert sorted(report.images) == sorted(masks)
+    assert report.summary.mean_iou == 1
+    # True label images may be called like the images.
+    truth = tmp_path / "truth"
+    truth.mkdir()
+    write_label_png(truth / ("a:b.png" if os.name != "nt" else "a%3Ab.png"), np.roll(FOUND, 3, axis=1))
+    assert list(evaluate_folders(folder, truth).images) == ["a%3Ab"]
 
 
 def dataset(tmp_path: Path, **instances: TrueInstances) -> Dataset:

@@ -110,6 +110,7 @@ def test_refused(tmp_path: Path) -> None:
 
 
 def test_data_set() -> None:
-    assert yolo_dataset_yaml() == 'path: .\ntrain:\n  - "images"\nval:\n  - "images"\nnames:\n  0: object\n'
+    assert yolo_dataset_yaml() == 'train: "images"\nval: "images"\nnames:\n  0: object\n'
+    assert yolo_dataset_yaml(["a", "b"]).startswith('train:\n  - "a"\n  - "b"\nval:\n')
     # JSON's strings are YAML's: nothing in a name of a folder ends its quotes.
-    assert '\n  - "a\\"b\\\\\\U0000000a: c"\n' in yolo_dataset_yaml(['a"b\\\n: c'])
+    assert 'train: "a\\"b\\\\\\U0000000a: c"\nval' in yolo_dataset_yaml(['a"b\\\n: c'])

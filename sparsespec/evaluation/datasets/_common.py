@@ -14,8 +14,8 @@ import imageio.v3 as iio
 import numpy as np
 import numpy.typing as npt
 
-from sparsespec.batch.inputs import InputsError, find_inputs
-from sparsespec.batch.names import output_names
+from sparsespec.batch.inputs import InputsError, find_inputs, leads_outside
+from sparsespec.batch.names import output_names, result_name
 from sparsespec.evaluation.truth import Dataset, Example, TrueInstances
 from sparsespec.images import _own_process_state, open_image
 
@@ -248,13 +248,15 @@ def assemble(
     Raises
     ------
     DatasetError
-        No image has a truth.
+        No image has a truth; or one that has is a link to a file outside of the folder.
     """
     examples = []
     for path, image_name in pictures.names.items():
         if image_name in truths:
+            truth = truths[image_name]
+            _check_inside(pictures.root, path, truth)
             image = pictures.root / path
-            examples.append(Example(image_name, image, _SizeChecked(image, truths[image_name])))
+            examples.append(Example(image_name, image, _SizeChecked(image, truth)))
     missing = sorted({*without_image, *(truths.keys() - pictures.paths.keys())})
     if not examples:
         wanted = expected or (missing[0] if missing else "")
@@ -269,6 +271,24 @@ def assemble(
         without_truth=tuple(n for n in pictures.names.values() if n not in truths and (within is None or within(n))),
         without_image=tuple(missing),
     )
+
+
+def check_memory(count: int, shape: tuple[int, int], where: str) -> None:
+    """Refuse more masks of one image than any image has, before there are as many."""
+    if count * shape[0] * shape[1] > _MOST_BYTES:
+        raise DatasetError(f"{where} has {count:,} instances of {shape[1]} x {shape[0]} pixels, which no memory holds")
+
+
+def _check_inside(root: Path, path: str, truth: Truth) -> None:
+    try:
+        outside = leads_outside(root, path)
+    except OSError as error:
+        raise DatasetError(f"the image '{root / path}' of {truth.source} cannot be read: {error.strerror}") from error
+    if outside:
+        raise DatasetError(
+            f"the image '{root / path}' of {truth.source} is a link that leads out of the image folder: refused; put "
+            "the file itself there"
+        )
 
 
 def image_size(path: Path) -> tuple[tuple[int, int], bool]:
@@ -343,7 +363,7 @@ class LabelTruth:
 
 
 def label_files(folder: Path, what: str, suffixes: Collection[str] = LABEL_SUFFIXES) -> dict[str, Path]:
-    """Find the label images below a folder by their path below it, without suffix.
+    """Find the label images below a folder by what a run would call the mask of an image of that name.
 
     Raises
     ------
@@ -358,7 +378,7 @@ def label_files(folder: Path, what: str, suffixes: Collection[str] = LABEL_SUFFI
         hidden = any(part.startswith(".") for part in relative.parts)
         if hidden or path.suffix.lower() not in suffixes or not path.is_file():
             continue
-        name = relative.with_suffix("").as_posix()
+        name = result_name(relative.as_posix())
         if name in files:
             raise DatasetError(f"two label images have one name: '{files[name]}' and '{path}'")
         files[name] = path

@@ -13,7 +13,7 @@ from sparsespec.formats import decode_rle
 
 _FINER = 5
 _MOST_GROUPS = 7
-_MOST_STEPS = 50_000_000
+_MOST_STEPS = 10_000_000
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> BoolArray:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from sparsespec.batch.names import result_name
 from sparsespec.evaluation.datasets._common import (
     DatasetError,
     Truth,
     assemble,
+    check_memory,
     contents,
     first_file,
     first_folder,
@@ -98,7 +100,7 @@ def open_videos(layout: Layout, root: Path, split: str | None, images: Path | No
                 load = _FrameTruth(file, frame, height, width, tuple(shown), _crowds(tracks))
                 truths[pictures.names[path]] = Truth(f"frame {frame} of {where}", load, (height, width))
             else:
-                missing.append(path.removesuffix(Path(path).suffix))
+                missing.append(result_name(path))
     first = next((video["file_names"][0] for video in videos if video["file_names"]), "")
     return assemble(name, pictures, truths, described_by=f"'{file}'", without_image=missing, expected=first)
 
@@ -114,6 +116,8 @@ class _FrameTruth:
 
     def __call__(self) -> TrueInstances:
         masks, crowds = [], []
+        shown = sum(segmentation is not None for _, segmentation in self.shown)
+        check_memory(shown, (self.height, self.width), f"frame {self.frame} of a video of '{self.file}'")
         for (number, segmentation), crowd in zip(self.shown, self.crowds, strict=True):
             if segmentation is None:
                 continue

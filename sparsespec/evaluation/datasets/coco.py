@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from sparsespec.batch.names import result_name
 from sparsespec.evaluation.datasets._common import (
     DatasetError,
     Truth,
     assemble,
+    check_memory,
     contents,
     first_folder,
     list_images,
@@ -89,7 +91,7 @@ def open_coco(root: Path, split: str | None, images: Path | None) -> Dataset:
             load = _ImageTruth(file, height, width, groups.get(number, ()))
             truths[pictures.names[path]] = Truth(source, load, (height, width))
         else:
-            missing.append(path.removesuffix(Path(path).suffix))
+            missing.append(result_name(path))
     expected = described[0]["file_name"] if described else ""
     return assemble(name, pictures, truths, described_by=f"'{file}'", without_image=missing, expected=expected)
 
@@ -102,6 +104,7 @@ class _ImageTruth:
     annotations: Sequence[dict[str, Any]]
 
     def __call__(self) -> TrueInstances:
+        check_memory(len(self.annotations), (self.height, self.width), f"an image of '{self.file}'")
         masks = np.zeros((len(self.annotations), self.height, self.width), bool)
         for mask, annotation in zip(masks, self.annotations, strict=True):
             try:

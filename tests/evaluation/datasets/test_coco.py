@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -141,7 +142,14 @@ def test_sizes_that_differ_are_named(root: Any, make: Any) -> None:
         open_dataset("coco", root).examples[2].load()
 
 
-@pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "a/../../b.jpg", "C:\\x.jpg", "C:/x.jpg", "", None])
+NAMES_OUT = [
+    "../secret.jpg", "/etc/passwd", "a/../../b.jpg", "C:\\x.jpg", "C:/x.jpg", "..\\x.jpg", "\\\\host\\x.jpg",
+    "//host/x.jpg",
+    "a\x00.jpg", ".", "..", " ", "", None, 7, ["a.jpg"], {"a": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES_OUT)
 def test_names_that_leave_the_folder(root: Any, make: Any, data: Any, name: Any) -> None:
     data["images"][1]["file_name"] = name
     rewrite(make, data)
@@ -202,6 +210,76 @@ def test_json_of_another_kind(root: Any, make: Any, data: Any, rows: Any, messag
 def test_files_that_are_something_else(root: Any, content: str, message: str) -> None:
     (root / "annotations/instances_val2017.json").write_text(content)
     with pytest.raises(DatasetError, match=message):
+        open_dataset("coco", root)
+
+
+def test_an_image_that_is_a_link_out_of_the_folder(root: Any, make: Any, tmp_path: Any) -> None:
+    make.photo("elsewhere.jpg")
+    image = root / "val2017" / "000000000009.jpg"
+    image.unlink()
+    try:
+        image.symlink_to(tmp_path / "elsewhere.jpg")
+    except OSError:
+        pytest.skip("this system does not let us make symbolic links")
+    with pytest.raises(DatasetError, match=r"9\.jpg' of image 9 of '.*\.json' is a link that leads out .*: refused"):
+        open_dataset("coco", root)
+    image.unlink()
+    image.symlink_to("nothing.jpg")
+    with pytest.raises(DatasetError, match=r"image 9 of '.*\.json' cannot be read: a link leads to a file that does"):
+        open_dataset("coco", root)
+    image.unlink()
+    image.symlink_to("000000000004.jpg")
+    assert len(open_dataset("coco", root)) == 3
+    # The folder itself may be one.
+    (root / "val2017").rename(tmp_path / "moved")
+    (root / "val2017").symlink_to(tmp_path / "moved")
+    assert len(open_dataset("coco", root)) == 3
+
+
+def test_more_instances_than_fit_into_memory_are_refused_first(root: Any, make: Any, data: Any) -> None:
+    data["images"][0].update(width=60_000, height=60_000)
+    data["annotations"].append({**data["annotations"][0], "id": 73})
+    rewrite(make, data)
+    make.photo("coco/val2017/000000000009.jpg", (60_000, 8))
+    example = open_dataset("coco", root).examples[2]
+    with pytest.raises(DatasetError, match="the sizes differ"):
+        example.load()
+    with pytest.raises(DatasetError, match=r"has 3 instances of 60000 x 60000 pixels, which no memory holds"):
+        example.load.truth.load()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        {"size": [10**9, 10**9], "counts": "0"},
+        {"size": [10**9, 10**9], "counts": [0, 10**18]},
+        {"size": [6, 8], "counts": [0, 10**18]},
+        {"size": [6, 8], "counts": [10**30]},
+        {"size": [6, 8], "counts": "ooooooooooooooooooo1"},
+        {"size": [6, 8], "counts": {"a": 1}},
+        [[0, 0, 1e300, 0, 1e300, 1e300]],
+        [[0, 0] * 3, [float("inf")] * 6],
+        [[10**400] * 6],
+        [[[[1, 2]]]],
+        7,
+    ],
+)
+def test_masks_that_would_take_all_memory(root: Any, make: Any, data: Any, segmentation: Any) -> None:
+    data["annotations"][0]["segmentation"] = segmentation
+    rewrite(make, data)
+    example = open_dataset("coco", root).examples[2]
+    tracemalloc.start()
+    try:
+        with pytest.raises(DatasetError, match=r"annotation 70 of '.*instances_val2017\.json': "):
+            example.load()
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_number_with_too_many_digits(root: Any) -> None:
+    (root / "annotations/instances_val2017.json").write_text('{"images": [{"id": ' + "9" * 100_000 + "}]}")
+    with pytest.raises(DatasetError, match=r"instances_val2017\.json' is not JSON, or cut short \(Exceeds the limit"):
         open_dataset("coco", root)
 
 

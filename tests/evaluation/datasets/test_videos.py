@@ -190,6 +190,26 @@ def test_entries_that_contradict_each_other(root: Any, make: Any, data: Any, cha
         open_dataset("youtube-vis", root)
 
 
+@pytest.mark.parametrize("name", ["../a.jpg", "/a.jpg", "aa\\..\\..\\b.jpg", "C:a.jpg", "a\x00.jpg", "", None, 7, []])
+def test_names_that_leave_the_folder(root: Any, make: Any, data: Any, name: Any) -> None:
+    data["videos"][0]["file_names"][1] = name
+    rewrite(make, data)
+    with pytest.raises(DatasetError, match=r"video 1 of '.*train\.json' names (the file .* refused|no file, but)"):
+        open_dataset("youtube-vis", root)
+
+
+def test_a_frame_that_is_a_link_out_of_the_folder(root: Any, make: Any, tmp_path: Any) -> None:
+    make.photo("elsewhere.jpg")
+    image = root / "train" / "JPEGImages" / "bb" / "00001.jpg"
+    image.unlink()
+    try:
+        image.symlink_to(tmp_path / "elsewhere.jpg")
+    except OSError:
+        pytest.skip("this system does not let us make symbolic links")
+    with pytest.raises(DatasetError, match=r"of frame 0 of video 2 of '.*train\.json' is a link that leads out"):
+        open_dataset("youtube-vis", root)
+
+
 def test_json_of_another_kind(root: Any, make: Any) -> None:
     rewrite(make, {"images": [], "annotations": []})
     with pytest.raises(DatasetError, match="annotations of single images, and no videos: its kind is coco"):
