@@ -1,7 +1,7 @@
-"""``sparsespec bench killing``: does a run that is killed at any moment, and gone on with, end as if nothing had been?
+"""``sparsespec bench killing``: runs that are killed at any moment and gone on with, against an undisturbed one.
 
-Runs are real ones, ``sparsespec run`` in a process of its own with the default model, and are ended like by a power cut:
-by SIGKILL, which no process can notice. Moments are spread over the whole run, its start and its last files included.
+Runs are real ones, ``sparsespec run`` in a process of its own with the default model. They are ended as by a power cut,
+by SIGKILL, which no process can notice. Moments are spread over a whole run, its start and its last files included.
 """
 
 from __future__ import annotations
@@ -125,9 +125,7 @@ def run(bench: Bench) -> list[Table]:
             )
             row = {**vars(found), "different": len(found.different)}
             remark = ", ".join(sorted(set(found.different))[:3]) or None
-            table.rows.append(
-                {"ours": True, "status": "done", "engine": engine, "whom": whom, "remark": remark} | row
-            )
+            table.rows.append({"ours": True, "status": "done", "engine": engine, "whom": whom, "remark": remark} | row)
     table.notes.append(
         "*Other bytes*: files of the output that differ from those of an undisturbed run, run.json excepted, of which"
         " all but times is compared. *Given up at work*: images that a process was at when it was killed."
@@ -230,7 +228,8 @@ def differences(output: Path, other: Path) -> list[str]:
     """List the files of two outputs that differ, apart from times and the lock."""
     files = _files(output), _files(other)
     found = sorted(files[0] ^ files[1])
-    found += [name for name in sorted(files[0] & files[1]) if (output / name).read_bytes() != (other / name).read_bytes()]
+    both = sorted(files[0] & files[1])
+    found += [name for name in both if (output / name).read_bytes() != (other / name).read_bytes()]
     if _without_times(output) != _without_times(other):
         found.append("run.json")
     return found
@@ -265,7 +264,7 @@ def _undisturbed(source: Path, output: Path, engine: str, options: Sequence[str]
     images = sum(1 for path in source.rglob("*") if path.is_file())
     began = time.monotonic()
     process = _begin(source, output, engine, options)
-    times = {}
+    times: dict[int, float] = {}
     while process.poll() is None:
         done = _done(output)
         for least in (1, images):
@@ -278,9 +277,9 @@ def _undisturbed(source: Path, output: Path, engine: str, options: Sequence[str]
 
 
 def _moments(rng: random.Random, count: int) -> list[float]:
-    """Choose moments of a run, ascending: below 0 in its start, from 0 to 1 at that share of the images, above at its end.
+    """Choose moments of a run, ascending: below 0 in its start, up to 1 at that share of the images, above at its end.
 
-    A fifth of them, but one at least, in the start, and as many at the end.
+    A fifth of them lies in the start, and as many at the end; one each at least.
     """
     few = max(1, count // 5) if count > 2 else 0
     middle = count - 2 * few
