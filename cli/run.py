@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sparsespec.backbone import Backbone
     from sparsespec.batch import BatchResult
     from sparsespec.batch.job import Engine, ImageSegmenter, ShardEngine
+    from sparsespec.formats.table import TableKind
 
 __all__ = ["open_backbone", "run_command"]
 
@@ -276,7 +277,7 @@ def run_command(
     cutouts: bool,
     polygons: bool,
     yolo: bool,
-    table: str | None,
+    table: TableKind | None,
     youtube_vis: bool,
     video_list: str | None,
     coco_shards: bool,
