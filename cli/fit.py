@@ -107,7 +107,7 @@ def fit_command(
     _check_output(ctx, output, overwrite)
     try:
         inputs = find_inputs(source)
-    except InputsError as error:
+    except (InputsError, ImportError, OSError) as error:
         raise click.UsageError(f"{error}.", ctx) from error
     backbone = open_backbone(ctx, model, threads, provider=provider, provider_options=provider_options)
 
