@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sparsespec.backbone import Backbone
     from sparsespec.batch import BatchResult
     from sparsespec.batch.job import Engine, ImageSegmenter, ShardEngine
+    from sparsespec.formats.table import TableKind
 
 __all__ = ["open_backbone", "run_command"]
 
@@ -276,7 +277,7 @@ def run_command(
     cutouts: bool,
     polygons: bool,
     yolo: bool,
-    table: str | None,
+    table: TableKind | None,
     youtube_vis: bool,
     video_list: str | None,
     coco_shards: bool,
@@ -401,7 +402,7 @@ def run_command(
     except KeyboardInterrupt:
         ctx.exit(_INTERRUPTED)
     except OSError as error:
-        click.echo(f"sparsespec: cannot write the results: {error}; {_CONTINUE}", err=True)
+        click.echo(f"sparsespec: cannot write the results: {_one_line(error)}; {_CONTINUE}", err=True)
         ctx.exit(_SOME_FAILED)
     except RuntimeError as error:
         click.echo(f"sparsespec: {_one_line(error)}; {_CONTINUE}", err=True)
@@ -537,7 +538,9 @@ def _sha256(path: Path) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    from sparsespec.formats.report import readable_name
+
+    return readable_name(" ".join(str(error).split())) or type(error).__name__
 
 
 def _summary(result: BatchResult) -> str:

@@ -191,7 +191,8 @@ def _lines(content: bytes) -> Iterator[dict[str, Any]]:
     for line in content.split(b"\n"):
         checksum, _, text = line.partition(b" ")
         try:
-            if int(checksum, 16) != zlib.crc32(text):
+            # Nothing has the checksum 0, with which a line that was cut in its checksum may begin.
+            if not text or int(checksum, 16) != zlib.crc32(text):
                 continue
         except ValueError:
             continue

@@ -32,6 +32,7 @@ from sparsespec.formats.overlay import (
     write_overlay_jpeg,
 )
 from sparsespec.formats.polygons import add_polygons
+from sparsespec.formats.report import readable_name
 from sparsespec.formats.table import instance_properties
 from sparsespec.formats.yolo import write_yolo
 from sparsespec.images import LARGE_IMAGE, ImageReadError, PixelSource, count_pages, open_image
@@ -310,7 +311,8 @@ def explain(error: Exception, size: tuple[int, int] | None) -> str:
         text = f"{kind}{error.strerror or error}{where}"
     else:
         text = f"{type(error).__name__}: {error}"
-    line = " ".join(text.split())
+    # Names of files get into it, and it goes to terminals and into pages.
+    line = readable_name(" ".join(text.split()))
     return line if len(line) <= _LONGEST_ERROR else line[: _LONGEST_ERROR - 1] + "…"
 
 

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -241,7 +242,8 @@ class RecordWriter:
 
     def discard(self) -> None:
         """Give the temporary file back."""
-        self._rows.close()
+        with suppress(OSError):  # closing flushes, which a full disk refuses
+            self._rows.close()
 
 
 def stored_rows(record: Path) -> Iterator[dict[str, Any]]:

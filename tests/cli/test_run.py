@@ -464,7 +464,8 @@ def test_full_disk(
     result = invoke("run", "--input", zoo / "good", "--output", tmp_path / "out")
     assert result.exit_code == 1
     assert result.stderr == (
-        "sparsespec: cannot write the results: [Errno 28] No space left on device; give the same command again to go on\n"
+        "sparsespec: cannot write the results: [Errno 28] No space left on device;"
+        " give the same command again to go on\n"
     )
     assert record(tmp_path / "out")["state"] == "running"
     monkeypatch.undo()

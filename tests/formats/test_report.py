@@ -139,7 +139,8 @@ def test_of_many_failures_the_first_are_listed(tmp_path: Path) -> None:
     cards = [ReportCard(name=f"{k}.jpg", status="failed", error="no") for k in range(1234)]
     page = write(tmp_path / "r.html", cards)
     assert "Without a result (1234)" in page.text
-    assert len(page.all("tr")) == 1 + 1000
+    # The head, and two parameters.
+    assert len(page.all("tr")) == 1 + 2 + 1000
     assert "999.jpg" in page.text
     assert "1000.jpg" not in page.text
     assert "The first 1,000; all are in run.json." in page.text
