@@ -933,12 +933,12 @@ def _open_tiff(
         why_whole = ""
         # Pillow does not know BigTIFFs of that byte order, but it does know their pieces.
         if height * width * (6 if deep else 3) > _WHOLE_TIFF or (file.is_bigtiff and byteorder == ">"):
-            _check_size(path, width, height, max_windowed)
             try:
                 pieces = TiffPieces(page, handle, byteorder)
                 sideways = orientation in (5, 6, 7, 8) and not pieces.tiled
                 if sideways and (max_pixels is None or height * width <= max_pixels):
                     raise NotInPiecesError("it lies on its side, and its strips go the other way")
+                _check_size(path, width, height, max_windowed)
                 source = _WindowedTiff(pieces, lambda content: _decoded_piece(content, path, deep=deep), path)
                 return _upright(source, orientation)
             except (ImageReadError, MemoryError):
