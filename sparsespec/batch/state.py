@@ -76,8 +76,9 @@ class State:
         except (FileNotFoundError, NotADirectoryError):
             return past, False
         for line in lines:
-            outcome = _timed(json.loads(line), times)
-            recorded.setdefault(outcome.row.path, []).append(outcome)
+            outcome = _recorded(line, times)
+            if outcome is not None:
+                recorded.setdefault(outcome.row.path, []).append(outcome)
         past.settled = {**recorded, **past.settled}
         return past, True
 
@@ -106,8 +107,8 @@ class State:
                 return
             times = self._times(shard)
             for line in file:
-                outcome = _timed(json.loads(line), times)
-                if outcome.row.path in paths:
+                outcome = _recorded(line, times)
+                if outcome is not None and outcome.row.path in paths:
                     yield outcome
             return
         settled = self.past(shard)[0].settled
@@ -125,7 +126,7 @@ class State:
             Gives the shard of a path.
         """
         batch: dict[int, dict[str, list[Any]]] = {}
-        count = 0
+        count, path = 0, None
 
         def put() -> None:
             for shard, times in batch.items():
@@ -136,11 +137,13 @@ class State:
         for row in stored_rows(record):
             if row.get("status") not in ("done", "failed"):
                 continue
-            pages = batch.setdefault(shard_of(row["path"]), {}).setdefault(row["path"], [])
+            if count >= _ROWS_AT_ONCE and row["path"] != path:  # the pages of a file stay together
+                put()
+                count = 0
+            path = row["path"]
+            pages = batch.setdefault(shard_of(path), {}).setdefault(path, [])
             pages.append([row.get("seconds") or {}, row.get("fingerprint")])
             count += 1
-            if count % _ROWS_AT_ONCE == 0:
-                put()
         put()
 
     def drop_times(self) -> None:
@@ -189,11 +192,16 @@ class State:
             folder.rmdir()
 
 
-def _timed(content: dict[str, Any], times: Mapping[str, Sequence[Any]]) -> Outcome:
-    pages = times.get(content["path"], ())
-    page = (content["page"] or 1) - 1
-    seconds, fingerprint = pages[page] if page < len(pages) else ({}, None)
-    return outcome_from(content, seconds, fingerprint)
+def _recorded(line: bytes, times: Mapping[str, Sequence[Any]]) -> Outcome | None:
+    """Read a line of a record; None when the disk has damaged it: then the image is done again."""
+    try:
+        content = json.loads(line)
+        pages = times.get(content["path"], ())
+        page = (content["page"] or 1) - 1
+        seconds, fingerprint = pages[page] if page < len(pages) else ({}, None)
+        return outcome_from(content, seconds, fingerprint)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def _journals(shard: int) -> str:

@@ -59,8 +59,10 @@ class Survival:
         Runs from the first image to the end.
     kills : int
         How often one was killed.
+    alone : int
+        Of these only the main process.
     before, between, after : int
-        Of these before the first image was done, between the first and the last, and after the last.
+        Of all before the first image was done, between the first and the last, and after the last.
     different : list of str
         Files that are not those of the undisturbed run, byte for byte.
     lost : int
@@ -77,6 +79,7 @@ class Survival:
 
     runs: int = 0
     kills: int = 0
+    alone: int = 0
     before: int = 0
     between: int = 0
     after: int = 0
@@ -97,8 +100,8 @@ def run(bench: Bench) -> list[Table]:
         f"Runs over {photographs:,} photographs, ended by SIGKILL at random moments and gone on with",
         (
             Column("engine", "engine"),
-            Column("whom", "killed"),
             Column("kills", "kills", "count"),
+            Column("alone", "of the main process only", "count"),
             Column("before", "before the first image", "count"),
             Column("between", "between", "count"),
             Column("after", "after the last", "count"),
@@ -117,15 +120,11 @@ def run(bench: Bench) -> list[Table]:
     source = bench.folder / "killing"
     write_pictures(list(bench.photos.values())[: data.EVERYDAY], photographs, source)
     for engine in ENGINES:
-        for whole in (True, False):
-            whom = "all processes" if whole else "the main process"
-            bench.say(f"killing: {engine}, {whom}")
-            found = survive(
-                source, bench.folder / f"killing-{engine}-{whole}", engine=engine, whole=whole, kills=max(1, kills // 2)
-            )
-            row = {**vars(found), "different": len(found.different)}
-            remark = ", ".join(sorted(set(found.different))[:3]) or None
-            table.rows.append({"ours": True, "status": "done", "engine": engine, "whom": whom, "remark": remark} | row)
+        bench.say(f"killing: {engine}")
+        found = survive(source, bench.folder / f"killing-{engine}", engine=engine, kills=kills, say=bench.say)
+        row = {**vars(found), "different": len(found.different)}
+        remark = ", ".join(sorted(set(found.different))[:3]) or None
+        table.rows.append({"ours": True, "status": "done", "engine": engine, "remark": remark} | row)
     table.notes.append(
         "*Other bytes*: files of the output that differ from those of an undisturbed run, run.json excepted, of which"
         " all but times is compared. *Given up at work*: images that a process was at when it was killed."
@@ -147,7 +146,6 @@ def survive(
     folder: Path,
     *,
     engine: str = "inline",
-    whole: bool = True,
     kills: int = _KILLS,
     kills_a_run: int = _KILLS_A_RUN,
     seed: int = 0,
@@ -164,10 +162,8 @@ def survive(
         For the outputs; removed at the end unless something is wrong with them.
     engine : str
         Of `ENGINES`.
-    whole : bool
-        Kill all processes of a run, not only the main one.
     kills : int
-        How often in all.
+        How often in all: by turns all processes of a run at once, and the main one only.
     kills_a_run : int
         How often a run is killed before it is left to end.
     seed : int
@@ -186,7 +182,7 @@ def survive(
     RuntimeError
         A run ended by itself with a failure.
     """
-    rng = random.Random(f"{seed} {engine} {whole}")
+    rng = random.Random(f"{seed} {engine}")
     say = say or (lambda line: None)
     undisturbed = folder / "undisturbed"
     pace = _undisturbed(source, undisturbed, engine, options)
@@ -196,12 +192,14 @@ def survive(
         count = min(kills_a_run, kills - result.kills)
         output = folder / f"killed-{result.runs}"
         noted: set[str] = set()
-        for moment in _moments(rng, count):
+        for left, phase in zip(range(count, 0, -1), _phases(count), strict=True):
             process = _begin(source, output, engine, options)
-            if not _wait_until(process, output, moment, pace, rng):
+            if not _wait_for_moment(process, output, phase, left, pace, rng):
                 break
             images = _done(output)
-            _kill(process, whole)
+            alone = bool(result.kills % 2)
+            _kill(process, whole=not alone)
+            result.alone += alone
             result.kills += 1
             place = "before" if images == 0 else "after" if images == pace.images else "between"
             setattr(result, place, getattr(result, place) + 1)
@@ -276,35 +274,35 @@ def _undisturbed(source: Path, output: Path, engine: str, options: Sequence[str]
     return _Pace(times.get(1, end) - began, end - times.get(images, end), images)
 
 
-def _moments(rng: random.Random, count: int) -> list[float]:
-    """Choose moments of a run, ascending: below 0 in its start, up to 1 at that share of the images, above at its end.
-
-    A fifth of them lies in the start, and as many at the end; one each at least.
-    """
+def _phases(count: int) -> list[str]:
+    """Say in which part of a run each of so many kills comes: a fifth before any image, and as many after the last."""
     few = max(1, count // 5) if count > 2 else 0
-    middle = count - 2 * few
-    moments = [-rng.random() for _ in range(few)]
-    moments += [(k + rng.random()) / middle for k in range(middle)]
-    moments += [1 + rng.random() for _ in range(few)]
-    return moments
+    return ["start"] * few + ["images"] * (count - 2 * few) + ["end"] * few
 
 
-def _wait_until(process: subprocess.Popen[str], output: Path, moment: float, pace: _Pace, rng: random.Random) -> bool:
+def _wait_for_moment(
+    process: subprocess.Popen[str], output: Path, phase: str, left: int, pace: _Pace, rng: random.Random
+) -> bool:
     """Wait for the moment to kill a run; False when the run has ended before."""
-    if moment < 0:
-        wait = -moment * pace.start
-    elif moment <= 1:
-        wanted = min(pace.images - 1, math.ceil(moment * pace.images))
+    done = _done(output)
+    if phase == "start":
+        end = time.monotonic() + rng.random() * pace.start
+        while time.monotonic() < end and _done(output) == done and process.poll() is None:
+            time.sleep(_LOOKING)
+        return process.poll() is None
+    if phase == "images":
+        # As far as the moments that are left get, on average, with what is left.
+        wanted = min(pace.images - 1, done + math.ceil(rng.random() * 2 * (pace.images - done) / (left + 1)))
         while _done(output) < wanted and process.poll() is None:
             time.sleep(_LOOKING)
-        wait = rng.random() * 0.3
+        wait = rng.random() * pace.end
     else:
-        # The state is written at the same time as the last images, and before the files about all of them.
+        # The files about all images are written when the last ones have been noted.
         while _done(output) < pace.images and process.poll() is None:
             time.sleep(_LOOKING)
-        while _settled(output) < pace.images and process.poll() is None:
+        while len(_noted(output)[0]) < pace.images and process.poll() is None:
             time.sleep(_LOOKING)
-        wait = (moment - 1) * pace.end
+        wait = rng.random() * pace.end
     with suppress(subprocess.TimeoutExpired):
         process.wait(wait)
     return process.poll() is None
@@ -318,10 +316,6 @@ def _done(output: Path) -> int:
 def _below(folder: Path, ending: str) -> Iterator[str]:
     for here, _, files in os.walk(folder):
         yield from (os.path.join(here, name) for name in files if name.endswith(ending))
-
-
-def _settled(output: Path) -> int:
-    return len(_noted(output)[0])
 
 
 def _noted(output: Path) -> tuple[set[str], set[str]]:
@@ -352,7 +346,7 @@ def _finish(process: subprocess.Popen[str]) -> str:
     return said
 
 
-def _kill(process: subprocess.Popen[str], whole: bool) -> None:
+def _kill(process: subprocess.Popen[str], *, whole: bool) -> None:
     for pid in [process.pid, *(_descendants(process.pid) if whole else ())]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
