@@ -146,8 +146,9 @@ def bench_command(
     Each figure stands beside that of a peer from the same run, with the ratio of the two. Peers beyond SciPy come with
     "pip install 'sparsespec[peers]'"; one that is missing is listed as missing.
 
-    Not among "all" are runs, what `sparsespec run` adds to the segmenter, which takes ten minutes, soak, the memory of a process that sees 2,000 photographs of 300 sizes, which takes half an
-    hour, and gpu, the network on a CUDA GPU.
+    Not among "all" are runs, what a run over a folder costs beside the segmenter, which takes ten minutes, soak, the
+    memory of a process that sees 2,000 photographs of 300 sizes, which takes half an hour, and gpu, the network on a
+    CUDA GPU.
 
     \b
     Examples

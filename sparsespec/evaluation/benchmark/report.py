@@ -30,9 +30,8 @@ OURS = "sparsespec"
 class Column:
     """One column: the key of its values in a row, its caption, and how its values are written.
 
-    ``kind`` is one of text, count, seconds, ratio, percent, number, residual, bytes, kilobytes, megabytes, microseconds, cosine,
-    fine
-    (a ratio near 1).
+    ``kind`` is one of text, count, seconds, ratio, percent, number, residual, bytes, kilobytes, megabytes,
+    microseconds, cosine, fine (a ratio near 1).
     """
 
     key: str

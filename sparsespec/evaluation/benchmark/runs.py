@@ -101,13 +101,13 @@ def overhead(bench: Bench) -> Table:
             row |= spread(totals, [turn["total"] for turn in own.result["turns"][_LOOP]])
         table.rows.append(row)
     table.notes.append(
-        f"{count} photographs, {rounds} rounds; in each round all three work on all photographs with the same Segmenter,"
+        f"{count} photographs, {rounds} rounds; in each all three work on all photographs with the same Segmenter,"
         f" {bench.threads} threads, one image at a time, in changing order. Times are medians; *more than the loop* is"
         " the median of the rounds, with the least and the most of them."
     )
     table.notes.append(
         "*Read* of a run includes the looks at the file before it, *write* its run-length encodings, boxes, the picture"
-        " of each for the report (as many as it shows, 2,000) and, if asked for, the overlay; *rest* is the journal, the"
+        " of each for the report (2,000 at most) and, if asked for, the overlay; *rest* is the journal, the"
         " listing and names, and the files about all images together. Label images are brought to the disk by all"
         " three before they are in their place."
     )
@@ -234,8 +234,8 @@ def tiny(bench: Bench) -> Table:
         shutil.rmtree(folder)
     table.notes.append(
         "JPEGs of 32 to 64 pixels a side, many names of a few files. Everything but the segmenter is what a run does:"
-        " reading, label images, run-length encodings, journal, each file brought to the disk before it is in its place."
-        " *Images/s* is over the time from the start of the run to its last image, worker processes' start included; for"
+        " reading, label images, run-length encodings, journal, each file on the disk before it is in its place."
+        " *Images/s* is over the time from the start of the run to its last image, that of worker processes included; for"
         " the listing before and the files about all images after it there are times of their own."
     )
     table.notes.append(
