@@ -353,7 +353,8 @@ def run_command(
     shared: dict[str, Any] = {"threads": threads, "workers": at_once if engine == "inline" else 1}
     segmenter = _segmenter(ctx, model, n_instances, method, seed, size, directions, **running, **shared)
     parameters = {
-        "input": source,
+        # A URL without what may be secret in it.
+        "input": source if inputs.store is None else inputs.store.place,
         "model": model,
         "provider": provider,
         **({"provider_options": provider_options} if provider_options else {}),
@@ -391,7 +392,7 @@ def run_command(
                 retry_quarantined=retry_quarantined,
                 shard_size=shard_size,
                 parameters=parameters,
-                execution={"output": output, "overwrite": overwrite},
+                execution={"output": target.place, "overwrite": overwrite},
                 progress=progress.update,
                 on_stop=progress.stopping,
             )
@@ -404,8 +405,9 @@ def run_command(
     except OSError as error:
         click.echo(f"sparsespec: cannot write the results: {_one_line(error)}; {_CONTINUE}", err=True)
         ctx.exit(_SOME_FAILED)
-    except RuntimeError as error:
-        click.echo(f"sparsespec: {_one_line(error)}; {_CONTINUE}", err=True)
+    except RuntimeError as error:  # workers or a cluster that cannot be started, or were lost
+        text = _one_line(error)
+        click.echo(f"sparsespec: {text}" if "go on" in text else f"sparsespec: {text}; {_CONTINUE}", err=True)
         ctx.exit(_SOME_FAILED)
     if result.blocked is not None:
         click.echo(f"sparsespec: {result.blocked}; {_CONTINUE}", err=True)

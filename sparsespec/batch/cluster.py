@@ -810,7 +810,8 @@ def _because(error: BaseException) -> str:
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    # Dask names the object that it connects with, which tells nobody anything.
+    text = re.sub(r"^in <[^>]*>: ", "", " ".join(str(error).split()))
     return text if len(text) <= 300 else text[:299] + "…"
 
 

@@ -20,6 +20,7 @@ from sparsespec.batch.job import Item, Job, Outcome, failure
 from sparsespec.batch.names import page_name
 from sparsespec.batch.outputs import mask_file, overlay_file, yolo_file
 from sparsespec.batch.record import Row, jsonable
+from sparsespec.batch.remote import StoreError
 from sparsespec.batch.store import inside
 from sparsespec.formats.coco import instance_annotations
 from sparsespec.formats.cutouts import cutout_path, write_cutouts
@@ -83,6 +84,8 @@ def process_file(
         _refuse_links(job, item)
         with job.source.fetched(item.path) as file:
             fetching = time.perf_counter() - began
+            if job.source.folder is None:
+                fingerprint = job.source.fingerprint(item.path)  # of what was just fetched: no request
             pages = count_pages(file)
             outcomes = []
             for page in range(pages):
@@ -318,9 +321,11 @@ def explain(error: Exception, size: tuple[int, int] | None) -> str:
 
 def reason(error: Exception) -> str:
     """Give the kind of an error, one of `sparsespec.batch.record.REASONS`."""
-    if isinstance(error, _OutputError):
+    if isinstance(error, (_OutputError, StoreError)):
         return "output"
     if isinstance(error, ImageReadError):
+        if isinstance(error.__cause__, MemoryError):
+            return "memory"
         return "refused" if isinstance(error, _LinkError) else "unreadable"
     if isinstance(error, MemoryError):
         return "memory"
