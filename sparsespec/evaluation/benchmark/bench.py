@@ -161,7 +161,7 @@ def run(
     Parameters
     ----------
     parts
-        Of "kernels", "solver", "image" and "backbone", and of "runs", "soak" and "gpu", which aren't run by default.
+        Of "kernels", "solver", "image" and "backbone", and of "runs", "killing", "scheduler", "soak" and "gpu", which aren't run by default.
     options
         How to measure.
     say
@@ -181,7 +181,7 @@ def run(
     InputError
         No photographs where the options look for them, or one that can't be read; or no such model.
     """
-    from sparsespec.evaluation.benchmark import backbone, gpu, image, kernels, runs, soak, solver
+    from sparsespec.evaluation.benchmark import backbone, gpu, image, kernels, killing, runs, scheduler, soak, solver
 
     chosen = list(parts)
     known: dict[str, Callable[[Bench], Any]] = {
@@ -190,6 +190,8 @@ def run(
         "image": image.run,
         "backbone": backbone.run,
         "runs": runs.run,
+        "killing": killing.run,
+        "scheduler": scheduler.run,
         "soak": soak.run,
         "gpu": gpu.run,
     }
