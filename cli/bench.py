@@ -46,7 +46,7 @@ class Sizes(click.ParamType):
 
 
 @click.command("bench", short_help="Measure speed and memory beside other libraries.")
-@click.argument("part", type=click.Choice([*_PARTS, "soak", "gpu", "all"]), default="all")
+@click.argument("part", type=click.Choice([*_PARTS, "runs", "soak", "gpu", "all"]), default="all")
 @click.option("--quick", is_flag=True, help="Small sizes, few repeats: to see that all works, not for figures.")
 @click.option("--tokens", type=Sizes(int, 64), default=(), help="Numbers of tokens in place of the usual sizes.")
 @click.option(
@@ -86,7 +86,18 @@ class Sizes(click.ParamType):
     metavar="DIR",
     help="Keep the computed features here for the next run; by default nothing is kept.",
 )
-@click.option("--photographs", type=click.IntRange(min=1), metavar="N", help="Of the part soak.  [default: 2000]")
+@click.option(
+    "--photographs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Of the part soak; tiny images of the part runs.  [default: 2000; 100000]",
+)
+@click.option(
+    "--names",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Images of the part runs that are only named.  [default: 200000]",
+)
 @click.option(
     "--sizes", type=click.IntRange(1, 100_000), metavar="N", help="Of the photographs of soak.  [default: 300]"
 )
@@ -123,6 +134,7 @@ def bench_command(
     cache: Path | None,
     photographs: int | None,
     sizes: int | None,
+    names: int | None,
     model: str | None,
     as_json: bool,
     markdown: Path | None,
@@ -134,8 +146,9 @@ def bench_command(
     Each figure stands beside that of a peer from the same run, with the ratio of the two. Peers beyond SciPy come with
     "pip install 'sparsespec[peers]'"; one that is missing is listed as missing.
 
-    Not among "all" are soak, the memory of a process that sees 2,000 photographs of 300 sizes, which takes half an
-    hour, and gpu, the network on a CUDA GPU.
+    Not among "all" are runs, what a run over a folder costs beside the segmenter, which takes ten minutes, soak, the
+    memory of a process that sees 2,000 photographs of 300 sizes, which takes half an hour, and gpu, the network on a
+    CUDA GPU.
 
     \b
     Examples
@@ -173,6 +186,7 @@ def bench_command(
             cache=cache,
             photographs=photographs,
             sizes=sizes,
+            names=names,
             model=model,
         )
     except (OSError, ValueError) as error:
@@ -214,7 +228,7 @@ def _command(ctx: click.Context) -> str:
     for name in ("tokens", "megapixels"):
         if ctx.params[name]:
             given += [f"--{name}", ",".join(f"{number:g}" for number in ctx.params[name])]
-    for name in ("repeats", "limit", "threads", "photographs", "sizes"):
+    for name in ("repeats", "limit", "threads", "photographs", "sizes", "names"):
         if ctx.params[name] is not None:
             given += [f"--{name}", f"{ctx.params[name]:g}"]
     for name in ("images", "large", "model"):

@@ -107,7 +107,7 @@ def fit_command(
     _check_output(ctx, output, overwrite)
     try:
         inputs = find_inputs(source)
-    except InputsError as error:
+    except (InputsError, ImportError, OSError) as error:
         raise click.UsageError(f"{error}.", ctx) from error
     backbone = open_backbone(ctx, model, threads, provider=provider, provider_options=provider_options)
 
@@ -173,7 +173,7 @@ def _features(
     for path in chosen:
         row = Row(path=path, status="done")
         try:
-            with open_image(inputs.root / path) as source:
+            with inputs.source.fetched(path) as file, open_image(file) as source:
                 row.size = (int(source.shape[1]), int(source.shape[0]))
                 tokens = backbone.features(source, long_side=long_side or DEFAULT_LONG_SIDE)
             photographs.append(_checked(tokens.halved()))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sparsespec.backbone import Backbone
     from sparsespec.batch import BatchResult
     from sparsespec.batch.job import Engine, ImageSegmenter, ShardEngine
+    from sparsespec.formats.table import TableKind
 
 __all__ = ["open_backbone", "run_command"]
 
@@ -276,7 +277,7 @@ def run_command(
     cutouts: bool,
     polygons: bool,
     yolo: bool,
-    table: str | None,
+    table: TableKind | None,
     youtube_vis: bool,
     video_list: str | None,
     coco_shards: bool,
@@ -352,7 +353,8 @@ def run_command(
     shared: dict[str, Any] = {"threads": threads, "workers": at_once if engine == "inline" else 1}
     segmenter = _segmenter(ctx, model, n_instances, method, seed, size, directions, **running, **shared)
     parameters = {
-        "input": source,
+        # A URL without what may be secret in it.
+        "input": source if inputs.store is None else inputs.store.place,
         "model": model,
         "provider": provider,
         **({"provider_options": provider_options} if provider_options else {}),
@@ -390,7 +392,7 @@ def run_command(
                 retry_quarantined=retry_quarantined,
                 shard_size=shard_size,
                 parameters=parameters,
-                execution={"output": output, "overwrite": overwrite},
+                execution={"output": target.place, "overwrite": overwrite},
                 progress=progress.update,
                 on_stop=progress.stopping,
             )
@@ -401,10 +403,11 @@ def run_command(
     except KeyboardInterrupt:
         ctx.exit(_INTERRUPTED)
     except OSError as error:
-        click.echo(f"sparsespec: cannot write the results: {error}; {_CONTINUE}", err=True)
+        click.echo(f"sparsespec: cannot write the results: {_one_line(error)}; {_CONTINUE}", err=True)
         ctx.exit(_SOME_FAILED)
-    except RuntimeError as error:
-        click.echo(f"sparsespec: {_one_line(error)}; {_CONTINUE}", err=True)
+    except RuntimeError as error:  # workers or a cluster that cannot be started, or were lost
+        text = _one_line(error)
+        click.echo(f"sparsespec: {text}" if "go on" in text else f"sparsespec: {text}; {_CONTINUE}", err=True)
         ctx.exit(_SOME_FAILED)
     if result.blocked is not None:
         click.echo(f"sparsespec: {result.blocked}; {_CONTINUE}", err=True)
@@ -537,7 +540,9 @@ def _sha256(path: Path) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    from sparsespec.formats.report import readable_name
+
+    return readable_name(" ".join(str(error).split())) or type(error).__name__
 
 
 def _summary(result: BatchResult) -> str:

@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
-__all__ = ["MOST_PAGES", "EndlessPagesError", "LostPageError", "at_page", "number_of_pages"]
+__all__ = ["MOST_PAGES", "EndlessPagesError", "LostPageError", "at_page", "in_memory", "number_of_pages"]
 
 MOST_PAGES = 10_000
 """Directories that a TIFF may have, those of smaller copies and masks included."""
@@ -24,6 +24,7 @@ _MOST_ENTRIES = 4096
 _PLACE_TAGS = (273, 279, 324, 325)
 _MOST_PIECES = 1 << 22
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_LARGEST_COPY = 1 << 28
 # Tags may share a few bytes.
 _SHARED = 1 << 16
 _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}
@@ -100,6 +101,17 @@ def at_page(handle: BinaryIO, page: int) -> BinaryIO:
     first = _number(handle, kind)
     handle.seek(0)
     return handle if offset == first else io.BufferedReader(_Patched(handle, start, struct.pack(kind, offset)))
+
+
+def in_memory(handle: BinaryIO) -> BinaryIO | None:
+    """Copy what `at_page` gave into memory; None for the file itself, or one that is too large for that.
+
+    libtiff opens files by their number, sees the true header, and fails on any page if the first is damaged.
+    """
+    if not isinstance(getattr(handle, "raw", None), _Patched) or os.fstat(handle.fileno()).st_size > _LARGEST_COPY:
+        return None
+    handle.seek(0)
+    return io.BytesIO(handle.read())
 
 
 class _Patched(io.FileIO):

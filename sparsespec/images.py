@@ -8,6 +8,7 @@ by window.
 from __future__ import annotations
 
 import ctypes
+import errno
 import importlib
 import io
 import logging
@@ -30,7 +31,7 @@ import numpy.typing as npt
 
 from sparsespec._jpeg import check_jpeg
 from sparsespec._threads import available_cpus
-from sparsespec._tiff_pages import EndlessPagesError, at_page, number_of_pages
+from sparsespec._tiff_pages import EndlessPagesError, at_page, in_memory, number_of_pages
 
 if TYPE_CHECKING:
     from PIL import Image as PillowModule
@@ -664,7 +665,8 @@ def _os_reason(error: OSError) -> str:
 
 
 def _damaged(path: str | os.PathLike[str], error: Exception, where: str = "") -> ImageReadError:
-    if isinstance(error, OSError) and error.errno is not None:
+    # An invalid argument is a place in the file that cannot be, out of a damaged header.
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
         return ImageReadError(path, _os_reason(error), "check the file and the disk it is on")
     if isinstance(error, MemoryError):
         return ImageReadError(
@@ -869,10 +871,14 @@ def _open_with_pillow(
     handle.seek(0)
     head = handle.read(64)
     if head.startswith(_JPEG_SIGNATURE):
-        check_jpeg(handle)
+        try:
+            check_jpeg(handle)
+        except ValueError as error:
+            raise ImageReadError(path, str(error), "save it again with another program") from error
     if head.startswith(_GIF_SIGNATURE) and len(head) >= 10:
         # Its decoder makes room for a frame when it is opened.
-        _check_size(path, *struct.unpack_from("<HH", head, 6), max_pixels)
+        width, height = struct.unpack_from("<HH", head, 6)
+        _check_size(path, width, height, max_pixels)
         Image.MAX_IMAGE_PIXELS = max_pixels
         warnings.simplefilter("error", Image.DecompressionBombWarning)
     handle.seek(0)
@@ -927,12 +933,12 @@ def _open_tiff(
         why_whole = ""
         # Pillow does not know BigTIFFs of that byte order, but it does know their pieces.
         if height * width * (6 if deep else 3) > _WHOLE_TIFF or (file.is_bigtiff and byteorder == ">"):
-            _check_size(path, width, height, max_windowed)
             try:
                 pieces = TiffPieces(page, handle, byteorder)
                 sideways = orientation in (5, 6, 7, 8) and not pieces.tiled
                 if sideways and (max_pixels is None or height * width <= max_pixels):
                     raise NotInPiecesError("it lies on its side, and its strips go the other way")
+                _check_size(path, width, height, max_windowed)
                 source = _WindowedTiff(pieces, lambda content: _decoded_piece(content, path, deep=deep), path)
                 return _upright(source, orientation)
             except (ImageReadError, MemoryError):
@@ -952,7 +958,15 @@ def _open_tiff(
             whole = _read_deep(page, handle, path)
             if whole is not None:
                 return _upright(_ArrayPixels(whole), orientation)
-    return _open_with_pillow(handle, path, max_pixels, ("TIFF",))
+    try:
+        return _open_with_pillow(handle, path, max_pixels, ("TIFF",))
+    except ImageReadError:
+        raise
+    except Exception:
+        copy = in_memory(handle)
+        if copy is None:
+            raise
+    return _open_with_pillow(copy, path, max_pixels, ("TIFF",))
 
 
 def _tags(page: Any) -> dict[str, Any]:

@@ -281,7 +281,8 @@ def tiff_entries(data: bytes) -> tuple[str, bool, list[tuple[int, int, int, int]
     order = "<" if data[:2] == b"II" else ">"
     wide = len(data) > 3 and 43 in data[2:4]
     head, link, length = ("Q", "Q", 20) if wide else ("H", "I", 12)
-    entries, links, seen = [], [8 if wide else 4], set()
+    entries: list[tuple[int, int, int, int]] = []
+    links, seen = [8 if wide else 4], set[int]()
     while links[-1] + struct.calcsize(link) <= len(data):
         (offset,) = struct.unpack_from(order + link, data, links[-1])
         if offset in seen or not 8 <= offset < len(data) - 8 or len(seen) > 50:

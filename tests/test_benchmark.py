@@ -751,7 +751,9 @@ def test_optional_peers_for_real(graph: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_unknown_part() -> None:
-    with pytest.raises(ValueError, match="parts must be of kernels, solver, image, backbone, soak, gpu, not 'speed'"):
+    with pytest.raises(
+        ValueError, match="parts must be of kernels, solver, image, backbone, runs, soak, gpu, not 'speed'"
+    ):
         benchmark.run(("speed",))
 
 

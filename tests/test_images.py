@@ -1016,7 +1016,7 @@ def test_a_crop_lies_inside(box: tuple[int, int, int, int]) -> None:
 
 def book(path: Path, *, bigtiff: bool = False, byteorder: Any = "<", compression: Any = None) -> list[np.ndarray]:
     """Write a TIFF with pages of three sizes and kinds, each followed by a small copy; return the pages."""
-    pages = [SCENE, np.tile(DEEP, (3, 1)), SCENE[:30, :, 1]]
+    pages: list[np.ndarray] = [SCENE, np.tile(DEEP, (3, 1)), SCENE[:30, :, 1]]
     with tifffile.TiffWriter(path, bigtiff=bigtiff, byteorder=byteorder) as file:
         for page in pages:
             options: Any = {"photometric": "rgb" if page.ndim == 3 else "minisblack", "compression": compression}
@@ -1045,3 +1045,150 @@ def test_every_page_of_a_tiff(
         read_image(path, page=3)
     with pytest.raises(ValueError, match="page must be at least 0, got -1"):
         read_image(path, page=-1)
+
+
+def links(path: Path) -> list[int]:
+    """Places of the offsets to each directory of a little-endian classic TIFF, that to the end of the list included."""
+    data, places = path.read_bytes(), [4]
+    while offset := struct.unpack_from("<I", data, places[-1])[0]:
+        places.append(offset + 2 + 12 * struct.unpack_from("<H", data, offset)[0])
+    return places
+
+
+def with_number(path: Path, place: int, value: int, kind: str = "<I") -> Path:
+    data = bytearray(path.read_bytes())
+    struct.pack_into(kind, data, place, value)
+    path.write_bytes(data)
+    return path
+
+
+def subfile_place(path: Path, page: int) -> int:
+    data = path.read_bytes()
+    (start,) = struct.unpack_from("<I", data, links(path)[page])
+    assert struct.unpack_from("<H", data, start + 2)[0] == 254
+    return start + 2
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.webp"])
+def test_other_files_have_one_page(tmp_path: Path, name: str) -> None:
+    frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "lime")]
+    options: dict[str, Any] = {} if name == "a.jpg" else {"save_all": True, "append_images": frames[1:]}
+    frames[0].save(tmp_path / name, **options)
+    assert count_pages(tmp_path / name) == 1
+    assert read_image(tmp_path / name, page=0).shape == (4, 6, 3)
+    with pytest.raises(ImageReadError, match=r"page 1 \(counted from 0\): the file has 1 page; ask for"):
+        read_image(tmp_path / name, page=1)
+
+
+def test_pages_are_counted_like_files_are_read(tmp_path: Path) -> None:
+    files = bad_files(tmp_path)
+    assert count_pages(files["text.jpg"][0]) == count_pages(files["header.tif"][0]) == 1
+    for name in ("zero.jpg", "missing.jpg", "folder.jpg"):
+        path, pattern = files[name]
+        with pytest.raises(ImageReadError, match=pattern):
+            count_pages(path)
+
+
+def test_masks_and_old_copies_are_no_pages(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        for shade in range(5):
+            file.write(np.full((4, 6), shade, np.uint8), subfiletype=2, metadata=None)
+    assert count_pages(path) == 5
+    with_number(path, subfile_place(path, 1) + 8, 4)  # a mask
+    place = subfile_place(path, 2)
+    with_number(with_number(path, place, 255, "<H"), place + 8, 2)  # the old tag: a smaller copy
+    assert count_pages(path) == 3
+    assert [int(read_image(path, page=page).max()) for page in range(3)] == [0, 3, 4]
+    with_number(path, subfile_place(path, 0) + 8, 1)
+    assert [int(read_image(path, page=page).max()) for page in range(2)] == [3, 4]
+
+
+def test_a_file_of_nothing_but_thumbnails(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as file:
+        for shade in (7, 8):
+            file.write(np.full((4, 6), shade, np.uint8), subfiletype=1, metadata=None)
+    assert count_pages(path) == 1
+    assert read_image(path).max() == 7
+
+
+@pytest.mark.parametrize("damaged", range(3))
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_damaged_page_costs_only_itself(tmp_path: Path, damaged: int, compression: Any) -> None:
+    path = tmp_path / "a.tif"
+    shades = [Image.new("RGB", (40, 30), (shade, 0, 0)) for shade in (50, 60, 70)]
+    shades[0].save(path, save_all=True, append_images=shades[1:], compression=compression)
+    (start,) = struct.unpack_from("<I", path.read_bytes(), links(path)[damaged])
+    with_number(path, start + 2 + 8, 2**31)  # its width, the first tag
+    assert count_pages(path) == 3
+    for page in range(3):
+        if page == damaged:
+            with pytest.raises(ImageReadError) as caught:
+                read_image(path, page=page)
+            assert ("page" in caught.value.reason) == (page > 0)
+        else:
+            assert read_image(path, page=page)[0, 0].tolist() == [50 + 10 * page, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [(2**32 - 1, "listed at byte 4294967295"), (3, "listed at byte 3"), (9, "a header of|ends inside the header")],
+)
+def test_a_broken_list_of_pages_is_one_failure(tmp_path: Path, value: int, reason: str) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((4, 30, 40), np.uint8), photometric="minisblack")
+    with_number(path, links(path)[2], value)
+    assert count_pages(path) == 3
+    for page in range(2):
+        assert read_image(path, page=page).shape == (30, 40, 3)
+    for page in (2, 3):
+        with pytest.raises(ImageReadError, match=reason):
+            read_image(path, page=page)
+
+
+def test_a_list_of_pages_in_a_circle(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((3, 30, 40), np.uint8), photometric="minisblack")
+    (first,) = struct.unpack_from("<I", path.read_bytes(), 4)
+    with_number(path, links(path)[3], first)
+    with pytest.raises(ImageReadError, match="comes back to one of them after 3 pages; export it again"):
+        count_pages(path)
+    assert read_image(path, page=2).shape == (30, 40, 3)
+    with pytest.raises(ImageReadError, match="comes back"):
+        read_image(path, page=3)
+
+
+@pytest.mark.parametrize(("count", "allowed"), [(10_000, True), (10_001, False)])
+def test_a_list_of_pages_without_end(tmp_path: Path, count: int, allowed: bool) -> None:
+    # Directories with one tag each, one behind the other.
+    steps = [8 + 18 * index for index in range(1, count)] + [0]
+    entry = struct.pack("<HHHII", 1, 256, 4, 1, 5)
+    (tmp_path / "a.tif").write_bytes(
+        b"II*\0" + struct.pack("<I", 8) + b"".join(entry + struct.pack("<I", step) for step in steps)
+    )
+    if allowed:
+        assert count_pages(tmp_path / "a.tif") == count
+    else:
+        with pytest.raises(ImageReadError, match="more than 10000 entries; export it again, in several files"):
+            count_pages(tmp_path / "a.tif")
+
+
+def test_an_error_in_the_with_statement_stays_what_it_is(tmp_path: Path) -> None:
+    book(tmp_path / "a.tif")
+    with (
+        pytest.raises(ImageReadError, match=r"missing.png': there is no such file"),
+        open_image(tmp_path / "a.tif", page=1),
+    ):
+        read_image(tmp_path / "missing.png")
+
+
+def test_jpegs_of_ordinary_scans_are_read(tmp_path: Path) -> None:
+    plain = save(tmp_path / "a.jpg", np.tile(COLOUR, (9, 9, 1)), progressive=True, quality=70)
+    data = plain.read_bytes()
+    last = data.rindex(b"\xff\xda")
+    (tmp_path / "b.jpg").write_bytes(data[:last] + data[last:-2] * 80 + b"\xff\xd9")
+    assert read_image(tmp_path / "b.jpg").shape == read_image(plain).shape
+    (tmp_path / "c.jpg").write_bytes(data[:last] + data[last:-2] * 2000 + b"\xff\xd9")
+    with pytest.raises(ImageReadError, match="spread over more than 1000 scans; save it again"):
+        read_image(tmp_path / "c.jpg")

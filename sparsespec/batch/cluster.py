@@ -43,9 +43,11 @@ if TYPE_CHECKING:
 __all__ = ["Cluster", "ClusterError"]
 
 _ADDRESS = re.compile(r"(tcp|tls|ws|wss)://[^\s/]+:\d{1,5}")
-_TASKS_PER_THREAD = 3
-# Without any worker: what an adaptive cluster sees to start some.
-_FEWEST_TASKS = 4
+# Tasks ready beside those at work, for each of these. A task takes minutes: a few make up for the time that it takes to
+# send the next; each costs memory in the scheduler. Also without any worker: an adaptive cluster sees them, and starts
+# some.
+_SHARE_READY = 0.25
+_FEWEST_READY = 4
 _MOST_LOCAL_WORKERS = 4
 # Seconds: Ctrl-C is not heeded on Windows while a lock is waited for.
 _LISTENING = 0.2
@@ -99,8 +101,8 @@ class Cluster:
     connect_limit : float
         Seconds that the scheduler may take to answer at first.
     window : int, optional
-        Tasks that the scheduler is given for each thread of a worker, three by default: one at work and the next ones
-        ready.
+        Tasks that the scheduler holds beside those at work, ready for the workers; the default is one for four threads,
+        four at least.
     worker_limit : float
         Seconds without any worker after which the run ends.
 
@@ -142,7 +144,7 @@ class Cluster:
         self._threads = None if threads is None else check_count(threads, name="threads")
         self._retries = retries
         self._connect_limit = float(connect_limit)
-        self._window = _TASKS_PER_THREAD if window is None else check_count(window, name="window")
+        self._window = None if window is None else check_count(window, name="window")
         self._worker_limit = float(worker_limit)
 
     @property
@@ -287,17 +289,28 @@ class _Piece:
 
     Attributes
     ----------
-    task : ShardTask
-        A shard, or some files of one that has cost workers.
+    number : int
+        Of the shard.
+    whole : bool
+        All of it, not some files of one that has cost workers.
+    packed : bytes
+        The ShardTask, pickled and compressed: there may be thousands at a time, with hundreds of names each.
     attempts : int
         How often it was tried again for other reasons.
     suspect : bool
         It was there when too many workers died.
     """
 
-    task: ShardTask
+    number: int
+    whole: bool
+    packed: bytes
     attempts: int = 0
     suspect: bool = False
+
+    @classmethod
+    def of(cls, task: ShardTask, *, suspect: bool = False) -> _Piece:
+        """Pack a task."""
+        return cls(task.number, task.only is None, cluster_worker.pack_task(task), suspect=suspect)
 
 
 @dataclass
@@ -351,7 +364,7 @@ class _Run:
         scheduler: str | None,
         threads: int | None,
         retries: int,
-        window: int,
+        window: int | None,
         worker_limit: float,
         work: Callable[..., tuple[str, Any]],
     ) -> None:
@@ -365,7 +378,7 @@ class _Run:
         self._scheduler = scheduler
         self._threads = threads
         self._retries = retries
-        self._per_thread = window
+        self._ready = window
         self._worker_limit = worker_limit
         self._keys = 0
         self._at_work: dict[str, tuple[_Piece, Any]] = {}
@@ -422,7 +435,7 @@ class _Run:
         if first is None:
             self._exhausted = True
             return
-        self._wait(_Piece(first))
+        self._wait(_Piece.of(first))
         if self._scheduler is None:
             return  # processes of this machine, with the same environment
         path = first.items[0].path if first.items else None
@@ -528,14 +541,16 @@ class _Run:
     def _submit(self) -> None:
         if self._stopped is not None or (self._checking and not self._known):
             return
-        room = max(_FEWEST_TASKS, self._per_thread * sum(self._nthreads.values()))
+        threads = sum(self._nthreads.values())
+        ready = self._ready if self._ready is not None else max(_FEWEST_READY, round(_SHARE_READY * threads))
+        room = threads + ready
         while len(self._at_work) < room:
             piece = self._next()
             if piece is None:
                 return
             self._keys += 1
-            key = f"sparsespec-shard-{piece.task.number}-{self._ticket.run}-{self._keys}"
-            call = _Call(self._work, (self._ticket, piece.task, self._threads, self._crowd))
+            key = f"sparsespec-shard-{piece.number}-{self._ticket.run}-{self._keys}"
+            call = _Call(self._work, (self._ticket, piece.packed, self._threads, self._crowd))
             # A worker that lacks the package, or has another one, reports that; it would lose its connection over a
             # task that it can't even unpickle.
             future = self._client.submit(pickle.loads, pickle.dumps(call, protocol=5), key=key, pure=False)
@@ -553,7 +568,7 @@ class _Run:
         if task is None:
             self._exhausted = True
             return None
-        return _Piece(task)
+        return _Piece.of(task)
 
     def _wait(self, piece: _Piece, seconds: float = 0.0) -> None:
         self._keys += 1
@@ -602,13 +617,13 @@ class _Run:
                 # Somebody else has told this worker to stop; its part is not done.
                 self._try_again(piece, RuntimeError("it was stopped on its worker"))
                 return None
-            return summary if piece.task.only is None else None
-        broken = self._broken.get(piece.task.number)
+            return summary if piece.whole else None
+        broken = self._broken.get(piece.number)
         if broken is None:
             return summary
         summary.rows[:0] = broken.rows
-        if piece.task.only is None:
-            del self._broken[piece.task.number]
+        if piece.whole:
+            del self._broken[piece.number]
             return summary
         broken.rows = summary.rows
         broken.open -= 1
@@ -634,7 +649,7 @@ class _Run:
             return
         if piece.attempts >= self._retries:
             raise ClusterError(
-                f"shard {piece.task.number} could not be worked on, {piece.attempts + 1} times, the last time because"
+                f"shard {piece.number} could not be worked on, {piece.attempts + 1} times, the last time because"
                 f" of {type(error).__name__}: {_line(error)}; once that is put right {_GOES_ON}"
             ) from error
         piece.attempts += 1
@@ -649,10 +664,10 @@ class _Run:
         again while no other suspect is.
         """
         self._lost_some = True
-        task = piece.task
         if not piece.suspect:
-            self._suspects.append(_Piece(task, suspect=True))
+            self._suspects.append(replace(piece, suspect=True))
             return
+        task = cluster_worker.unpack_task(piece.packed)
         broken = self._broken.setdefault(task.number, _Broken(replace(task, only=None)))
         if task.only is None:
             broken.rounds += 1
@@ -672,7 +687,7 @@ class _Run:
                 parts = []
         for part in parts:
             broken.open += 1
-            self._suspects.append(_Piece(replace(broken.task, only=frozenset(part)), suspect=True))
+            self._suspects.append(_Piece.of(replace(broken.task, only=frozenset(part)), suspect=True))
         if not broken.open:
             self._finish(broken)
 
@@ -694,7 +709,7 @@ class _Run:
         """All parts are through: what remains is to note the culprits and to write the shard's record."""
         quarantined = tuple(sorted({*broken.task.quarantined, *broken.culprits}))
         broken.task = replace(broken.task, quarantined=quarantined)
-        self._suspects.append(_Piece(broken.task, suspect=True))
+        self._suspects.append(_Piece.of(broken.task, suspect=True))
 
     # The end
 
@@ -795,7 +810,8 @@ def _because(error: BaseException) -> str:
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    # Dask names the object that it connects with, which tells nobody anything.
+    text = re.sub(r"^in <[^>]*>: ", "", " ".join(str(error).split()))
     return text if len(text) <= 300 else text[:299] + "…"
 
 

@@ -8,6 +8,7 @@ import io
 import pickle
 import signal
 import threading
+import zlib
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,10 +24,24 @@ from sparsespec.batch.store import LocalStore, Store
 if TYPE_CHECKING:
     from sparsespec.batch.shard import ShardSummary, ShardTask
 
-__all__ = ["Probe", "Refusal", "Ticket", "forget", "look", "other_version", "pack", "stop", "unpack", "work"]
+__all__ = [
+    "Probe",
+    "Refusal",
+    "Ticket",
+    "forget",
+    "look",
+    "other_version",
+    "pack",
+    "pack_task",
+    "stop",
+    "unpack",
+    "unpack_task",
+    "work",
+]
 
 _JOBS_KEPT = 2
 _RUNS_KEPT = 64
+_LEVEL = 3
 _INSTALL = "install the same version on every machine"
 
 
@@ -118,6 +133,17 @@ def unpack(packed: bytes) -> Job:
         ) from error
     assert isinstance(job, Job)
     return job
+
+
+def pack_task(task: ShardTask) -> bytes:
+    """Pickle and compress a task: names of files have much in common."""
+    return zlib.compress(pickle.dumps(task, protocol=5), _LEVEL)
+
+
+def unpack_task(packed: bytes) -> ShardTask:
+    """Undo `pack_task`."""
+    task: ShardTask = pickle.loads(zlib.decompress(packed))
+    return task
 
 
 def _absolute(store: Store) -> Store:
@@ -310,15 +336,15 @@ def _elsewhere(what: str, store: Store) -> str:
     )
 
 
-def work(ticket: Ticket, task: ShardTask, threads: int | None, crowd: Mapping[str, int]) -> tuple[str, Any]:
+def work(ticket: Ticket, task: bytes, threads: int | None, crowd: Mapping[str, int]) -> tuple[str, Any]:
     """Work on a shard; what the scheduler hands to a worker comes to this.
 
     Parameters
     ----------
     ticket : Ticket
         Of the run.
-    task : ShardTask
-        The shard.
+    task : bytes
+        The shard, of `pack_task`.
     threads : int or None
         For this shard; None for a fair share of the machine's processors.
     crowd : mapping of str to int
@@ -334,7 +360,7 @@ def work(ticket: Ticket, task: ShardTask, threads: int | None, crowd: Mapping[st
     except Refusal as error:
         return "refused", str(error)
     share = min(threads, available_cpus()) if threads else _fair_share(crowd)
-    return "done", _work_shard(job, ticket.run, task, share)
+    return "done", _work_shard(job, ticket.run, unpack_task(task), share)
 
 
 def _work_shard(job: Job, run: str, task: ShardTask, threads: int) -> ShardSummary:

@@ -20,6 +20,7 @@ from sparsespec.batch.job import Item, Job, Outcome, failure
 from sparsespec.batch.names import page_name
 from sparsespec.batch.outputs import mask_file, overlay_file, yolo_file
 from sparsespec.batch.record import Row, jsonable
+from sparsespec.batch.remote import StoreError
 from sparsespec.batch.store import inside
 from sparsespec.formats.coco import instance_annotations
 from sparsespec.formats.cutouts import cutout_path, write_cutouts
@@ -32,6 +33,7 @@ from sparsespec.formats.overlay import (
     write_overlay_jpeg,
 )
 from sparsespec.formats.polygons import add_polygons
+from sparsespec.formats.report import readable_name
 from sparsespec.formats.table import instance_properties
 from sparsespec.formats.yolo import write_yolo
 from sparsespec.images import LARGE_IMAGE, ImageReadError, PixelSource, count_pages, open_image
@@ -82,6 +84,8 @@ def process_file(
         _refuse_links(job, item)
         with job.source.fetched(item.path) as file:
             fetching = time.perf_counter() - began
+            if job.source.folder is None:
+                fingerprint = job.source.fingerprint(item.path)  # of what was just fetched: no request
             pages = count_pages(file)
             outcomes = []
             for page in range(pages):
@@ -310,15 +314,18 @@ def explain(error: Exception, size: tuple[int, int] | None) -> str:
         text = f"{kind}{error.strerror or error}{where}"
     else:
         text = f"{type(error).__name__}: {error}"
-    line = " ".join(text.split())
+    # Names of files get into it, and it goes to terminals and into pages.
+    line = readable_name(" ".join(text.split()))
     return line if len(line) <= _LONGEST_ERROR else line[: _LONGEST_ERROR - 1] + "…"
 
 
 def reason(error: Exception) -> str:
     """Give the kind of an error, one of `sparsespec.batch.record.REASONS`."""
-    if isinstance(error, _OutputError):
+    if isinstance(error, (_OutputError, StoreError)):
         return "output"
     if isinstance(error, ImageReadError):
+        if isinstance(error.__cause__, MemoryError):
+            return "memory"
         return "refused" if isinstance(error, _LinkError) else "unreadable"
     if isinstance(error, MemoryError):
         return "memory"

@@ -14,7 +14,7 @@ from sparsespec.batch.names import page_name
 from sparsespec.batch.plan import Plan, PlanError
 from sparsespec.batch.record import RECORD_NAME, is_record, stored_rows
 from sparsespec.batch.state import STATE, State
-from sparsespec.batch.store import Store
+from sparsespec.batch.store import Store, inside
 
 __all__ = [
     "FINAL_FILES",
@@ -236,12 +236,14 @@ def _clear_folder(root: Path, names: Iterable[str]) -> None:
     for row in stored_rows(root / RECORD_NAME):
         for kind in ("mask", "overlay"):
             if isinstance(row.get(kind), str) and _is_ours(row[kind]):
-                _unlink(root / row[kind])
+                _unlink(root, row[kind])
     for name in names:
         for path in (mask_file(name), overlay_file(name)):
-            _unlink(root / path)
+            _unlink(root, path)
     _sweep(root)
     for kind in (_MASKS, _OVERLAYS, _CUTOUTS, _YOLO):
+        if _is_linked(root, kind):
+            continue
         for here, _, _ in os.walk(root / kind, topdown=False):
             with suppress(OSError):  # not empty: it holds something that is not ours
                 os.rmdir(here)
@@ -251,7 +253,7 @@ def _sweep(root: Path) -> None:
     """Remove what a killed process left unfinished."""
     folders = [str(root)]
     for kind in (_MASKS, _OVERLAYS, _CUTOUTS, "yolo", _SHARDS, STATE):
-        if not (root / kind).is_symlink():
+        if not _is_linked(root, kind):
             folders += [here for here, _, _ in os.walk(root / kind)]
     start, end = TEMPORARY_PATTERN.split("*")
     for folder in folders:
@@ -262,9 +264,20 @@ def _sweep(root: Path) -> None:
                 os.unlink(path)
 
 
-def _unlink(path: Path) -> None:
-    if path.is_file() or path.is_symlink():
-        path.unlink()
+def _unlink(root: Path, path: str) -> None:
+    if not _is_linked(root, os.path.dirname(path)):
+        place = root / path
+        if place.is_file() or place.is_symlink():
+            place.unlink()
+
+
+def _is_linked(root: Path, folder: str) -> bool:
+    """Tell whether a folder of results is somewhere else, where nothing is ours."""
+    try:
+        inside(root, f"{folder}/x")
+    except OSError:
+        return True
+    return False
 
 
 def _is_ours(path: str) -> bool:

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -40,7 +41,7 @@ RECORD_NAME = "run.json"
 REASONS = ("unreadable", "refused", "error", "memory", "timeout", "crash", "unlisted", "storage", "output")
 """Why there is no result, in this order: the file is damaged or no image; it is not to be read; the segmenter raised;
 out of memory; over the time limit; it ended the process, and is quarantined; its folder could not be listed; a file
-could not be fetched or written; results cannot be written any more, which ends the run."""
+could not be fetched or written; results cannot be written any more, or a server is gone, which ends the run."""
 
 _PROGRAM = "sparsespec"
 _LIBRARIES = ("numpy", "scipy", "numba", "scikit-image", "pyamg", "onnxruntime", "imageio", "pillow", "tifffile")
@@ -241,7 +242,8 @@ class RecordWriter:
 
     def discard(self) -> None:
         """Give the temporary file back."""
-        self._rows.close()
+        with suppress(OSError):  # closing flushes, which a full disk refuses
+            self._rows.close()
 
 
 def stored_rows(record: Path) -> Iterator[dict[str, Any]]:

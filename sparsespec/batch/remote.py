@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
@@ -156,18 +157,24 @@ def connect(scheme: str, root: str, query: str, options: Mapping[str, Any], plac
         There is no such scheme, or it does not take one of the options.
     """
     # Sessions belong to the event loop of one process; file systems without one belong to a thread.
-    key = (os.getpid(), scheme, root, query, repr(sorted(options.items())))
+    key = (os.getpid(), scheme, repr(sorted(options.items())))
     with _opening:
-        found = _opened.get(key) or _opened.get((*key, threading.get_ident()))
+        filesystem = _opened.get(key) or _opened.get((*key, threading.get_ident()))
+        if filesystem is None:
+            filesystem = _open(scheme, options, place)
+            _opened[key if filesystem.async_impl else (*key, threading.get_ident())] = filesystem
+        found = _opened.get((id(filesystem), root, query))
         if found is None:
-            found = _connect(scheme, root, query, options, place)
-            filesystem = found.filesystem
-            _opened[key if filesystem.async_impl else (*key, threading.get_ident())] = found
+            wrapper: type[_Filesystem] = _Filesystem
+            for schemes, kind in ((_S3, _S3Bucket), (_GCS, _GcsBucket), (_HTTP, _Website)):
+                if scheme in schemes:
+                    wrapper = kind
+            found = _opened[id(filesystem), root, query] = wrapper(filesystem, scheme, root, query, place)
     remote: Remote = found
     return remote
 
 
-def _connect(scheme: str, root: str, query: str, options: Mapping[str, Any], place: str) -> _Filesystem:
+def _open(scheme: str, options: Mapping[str, Any], place: str) -> Any:
     try:
         import fsspec
     except ImportError as error:
@@ -180,17 +187,13 @@ def _connect(scheme: str, root: str, query: str, options: Mapping[str, Any], pla
     except ValueError as error:
         known = ", ".join(f"{name}://" for name in ("s3", "gs", "https", "http", "abfs", "sftp"))
         raise StoreError(f"cannot use '{place}': nothing is known about '{scheme}://'; there are {known}") from error
-    wrapper: type[_Filesystem] = _Filesystem
     settings = _nested(options)
     settings["use_listings_cache"] = False
     if scheme in _S3:
-        wrapper = _S3Bucket
         _s3_settings(settings)
     elif scheme in _GCS:
-        wrapper = _GcsBucket
         settings.setdefault("requests_timeout", _timeouts())
     elif scheme in _HTTP:
-        wrapper = _Website
         # The session takes proxies and passwords from the environment and from .netrc, as other programs do.
         settings["client_kwargs"] = {"timeout": _timeouts(), "trust_env": True, **settings.get("client_kwargs", {})}
     try:
@@ -199,7 +202,9 @@ def _connect(scheme: str, root: str, query: str, options: Mapping[str, Any], pla
         raise StoreError(f"cannot use '{place}': an option is not understood: {error}") from error
     except Exception as error:  # file systems such as sftp connect here, and have exceptions of their own
         raise _Fault.of(error).error("", place, 1) from error
-    return wrapper(filesystem, scheme, root, query, place)
+    if scheme in _S3:
+        filesystem.retries = 1
+    return filesystem
 
 
 def _timeouts() -> Any:
@@ -386,6 +391,8 @@ def _entry(path: str, info: Mapping[str, Any]) -> Entry:
     marks = ("ETag", "md5Hash", "content_md5", "checksum", "etag", "generation")
     times = ("mtime", "last_modified", "LastModified", "modified", "created")
     mark = next((info[name] for name in (*marks, *times) if info.get(name)), None)
+    if isinstance(mark, datetime):
+        mark = mark.timestamp()  # some file systems say it in one way in listings and in another for one file
     return Entry(path, None if size is None else int(size), None if mark is None else _fingerprint(size, str(mark)))
 
 
@@ -441,7 +448,7 @@ class _Pace:
     def check(self, done: int) -> None:
         spent = time.monotonic() - self._began
         if spent > _GRACE + done / _SLOWEST:
-            raise TimeoutError(errno.ETIMEDOUT, f"only {done} bytes arrived in {spent:.0f} s")
+            raise _Incomplete(f"only {done} bytes arrived in {spent:.0f} s")
 
 
 # --- S3 and what speaks like it ---------------------------------------------------------------------------------------
@@ -452,7 +459,6 @@ class _S3Bucket(_Filesystem):
 
     def __init__(self, filesystem: Any, scheme: str, root: str, query: str, place: str) -> None:
         super().__init__(filesystem, scheme, root, query, place)
-        filesystem.retries = 1
         self._bucket = filesystem.split_path(root)[0]
         self._prefix = root[len(self._bucket) :].strip("/")
         self._prefix += "/" if self._prefix else ""

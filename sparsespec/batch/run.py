@@ -37,6 +37,7 @@ from sparsespec.batch.record import RECORD_NAME, BatchResult, Row, Rows
 from sparsespec.batch.shard import ENDED, Shard, ShardTask, blocked_by, gone, is_hopeless, quarantined, remove_stale
 from sparsespec.batch.state import State
 from sparsespec.batch.store import Store, open_store
+from sparsespec.batch.urls import UrlStore
 from sparsespec.formats.table import TABLE_KINDS
 from sparsespec.formats.youtube_vis import video_ids
 from sparsespec.images import DEFAULT_MAX_PIXELS
@@ -181,6 +182,7 @@ class _Run:
         self._facts = facts
         self._retry = retry_quarantined
         self._state = State(job.target)
+        self._fingerprints: dict[str, str | None] | None = None
         self._unlisted = [
             Row(path=path, status="failed", error=reason, reason="unlisted") for path, reason in inputs.unlisted
         ]
@@ -201,6 +203,10 @@ class _Run:
             for index in self._by_shard[self._starts[shard] : self._starts[shard + 1]].tolist()
         ]
 
+    def shard(self, number: int, items: Sequence[Item]) -> Shard:
+        """Take up a shard."""
+        return Shard(self._job, number, items, retry_quarantined=self._retry, fingerprints=self._fingerprints)
+
     def go_on(self, former: Plan, *, prune: bool) -> None:
         """Take up an output that holds this run already."""
         if former.inputs != self._plan.inputs:
@@ -211,6 +217,9 @@ class _Run:
                     f" input, such as '{lost[0]}': put them back, let their results be removed with --prune"
                     " (prune=True), or choose another output"
                 )
+        if isinstance(self._job.source, UrlStore):
+            # A request a thousand, where to ask for each would be one for each.
+            self._fingerprints = {entry.path: entry.fingerprint for entry in self._job.source.entries()}
         with suppress(FileNotFoundError), self._job.target.fetched(RECORD_NAME) as record:
             self._state.restore_times(record, lambda path: shard_of(path, self._plan.shards))
         if former.inputs != self._plan.inputs:
@@ -244,7 +253,7 @@ class _Run:
             ended = "blocked" if work.blocked else "interrupted" if interrupts.count else None
             ended = ended or ("stopped" if work.failed_fast else "finished")
             seconds = time.perf_counter() - clock
-            if work.left:
+            if not isinstance(engine, Inline) or work.left:
                 sweep(self._job.target)
             if interrupts.count < 2 or self._total <= _AT_ONCE:
                 with _held_interrupts() if self._total <= _AT_ONCE else nullcontext():
@@ -337,13 +346,14 @@ class _Work:
         def tasks() -> Iterator[ShardTask]:
             for number in range(self._run.shards):
                 items = self._run.items(number)
-                shard = Shard(self._job, number, items, retry_quarantined=self._run.retry)
+                shard = self._run.shard(number, items)
                 self._skip(shard)
                 if not shard.pending:
                     shard.finish()
                     continue
                 sizes[number] = len(shard.pending)
-                yield ShardTask(number, tuple(items), retry_quarantined=self._run.retry)
+                redo = frozenset(shard.outdated)
+                yield ShardTask(number, tuple(items), retry_quarantined=self._run.retry, redo=redo)
 
         with closed(engine.summaries(self._job, _Guarded(tasks()), stopping=self.stopping)) as results:
             for summary in results:
@@ -358,7 +368,7 @@ class _Work:
     def _files(self, inline: bool) -> Iterator[Item]:
         """Give the files to work on, shard by shard."""
         for number in range(self._run.shards):
-            shard = Shard(self._job, number, self._run.items(number), retry_quarantined=self._run.retry)
+            shard = self._run.shard(number, self._run.items(number))
             self._skip(shard)
             if not shard.pending:
                 shard.finish()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -42,6 +42,8 @@ class ShardTask:
         Paths that ended the processes that worked on them: they are not tried.
     retry_quarantined : bool
         Try files again that an earlier run has put into quarantine.
+    redo : frozenset of str
+        Paths of files to work on again whatever is known of them.
     """
 
     number: int
@@ -49,6 +51,7 @@ class ShardTask:
     only: frozenset[str] | None = None
     quarantined: tuple[str, ...] = ()
     retry_quarantined: bool = False
+    redo: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -89,17 +92,33 @@ class Shard:
         Its files.
     retry_quarantined : bool
         Try files again that an earlier run has put into quarantine.
+    redo : collection of str
+        Paths of files to work on again whatever is known of them.
+    fingerprints : mapping of str to str or None, optional
+        State of the input files behind a URL, by path; otherwise it is not looked at.
 
     Attributes
     ----------
     pending : list of Item
         Files still to be worked on.
+    outdated : list of str
+        Paths among them that were settled before.
     suspects : dict of str to int
         By path: how many runs died while they were at work on a file.
     """
 
-    def __init__(self, job: Job, number: int, items: Sequence[Item], *, retry_quarantined: bool = False) -> None:
+    def __init__(
+        self,
+        job: Job,
+        number: int,
+        items: Sequence[Item],
+        *,
+        retry_quarantined: bool = False,
+        redo: Collection[str] = (),
+        fingerprints: Mapping[str, str | None] | None = None,
+    ) -> None:
         self._job = job
+        self._fingerprints = fingerprints
         self._state = State(job.target)
         self._number = number
         self._journal: Journal | None = None
@@ -110,13 +129,17 @@ class Shard:
         self._files = len(items)
         self._former: dict[str, set[str]] = {}
         self.pending: list[Item] = []
+        self.outdated: list[str] = []
         for item in items:
             outcomes = past.settled.get(item.path)
-            if outcomes and self._stands(item, outcomes, retry_quarantined=retry_quarantined):
+            stands = outcomes and item.path not in redo
+            if outcomes and stands and self._stands(item, outcomes, retry_quarantined=retry_quarantined):
                 self._settled[item.path] = outcomes
             else:
                 self.pending.append(item)
                 self._former[item.path] = {path for outcome in outcomes or () for path in outcome.files}
+                if outcomes is not None:
+                    self.outdated.append(item.path)
         # Nobody has noted what was written of these.
         self._unknown = {item.path for item in self.pending if item.path in past.names}
         self.suspects = {item.path: past.begun[item.path] for item in self.pending if item.path in past.begun}
@@ -183,7 +206,9 @@ class Shard:
     def _stands(self, item: Item, outcomes: list[Outcome], *, retry_quarantined: bool) -> bool:
         """Tell whether what an earlier run says of a file still holds."""
         recorded = outcomes[0].row.fingerprint
-        if recorded is not None and recorded != self._fingerprint(item):
+        now = self._fingerprint(item)
+        unknown = now is None and self._job.source.folder is None
+        if recorded is not None and not unknown and recorded != now:
             return False
         for outcome in outcomes:
             if outcome.name != item.name:
@@ -201,7 +226,9 @@ class Shard:
         return True
 
     def _fingerprint(self, item: Item) -> str | None:
-        return None if self._job.source.folder is None else self._job.source.fingerprint(item.path)
+        if self._job.source.folder is not None:
+            return self._job.source.fingerprint(item.path)
+        return None if self._fingerprints is None else self._fingerprints.get(item.path)
 
     def _write_coco(self) -> None:
         path = f"instances/{self._number:06d}.json"
@@ -250,7 +277,7 @@ def work_shard(job: Job, task: ShardTask, engine: Engine, *, stopping: threading
     OSError
         The state cannot be read or written.
     """
-    shard = Shard(job, task.number, task.items, retry_quarantined=task.retry_quarantined)
+    shard = Shard(job, task.number, task.items, retry_quarantined=task.retry_quarantined, redo=task.redo)
     stopping = stopping or threading.Event()
     summary = ShardSummary(task.number)
 

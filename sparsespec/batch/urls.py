@@ -112,7 +112,7 @@ class UrlStore:
                 raise StoreError(f"'{scheme}://' takes no user and password in the URL: give them by the environment")
             if "@" in host:
                 shown = re.sub(r":[^@]*@", "@", host) + rest.removeprefix(host)
-        if not host and scheme != "memory":
+        if not host and scheme not in ("memory", "file"):
             raise StoreError(f"'{url}' names no bucket or server: give {scheme}://NAME/FOLDER")
         self.url = url
         self.root = rest.rstrip("/")

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from typing import IO, Any
 
 import numpy as np
@@ -221,7 +222,8 @@ class CocoWriter:
 
     def discard(self) -> None:
         """Give up; a file of an earlier run stays as it was."""
-        self._images.close()
+        with suppress(OSError):  # closing flushes, which a full disk refuses
+            self._images.close()
         self._target.discard()
 
 

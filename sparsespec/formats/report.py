@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from typing import IO
@@ -138,8 +139,9 @@ class ReportWriter:
 
     def discard(self) -> None:
         """Give the temporary files back."""
-        self._cards.close()
-        self._failures.close()
+        for file in (self._cards, self._failures):
+            with suppress(OSError):  # closing flushes, which a full disk refuses
+                file.close()
 
 
 def readable_name(name: str) -> str:

@@ -8,6 +8,7 @@ import stat
 import tempfile
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
@@ -229,7 +230,8 @@ class YouTubeVisWriter:
 
     def discard(self) -> None:
         """Give up; files of an earlier run stay as they were. Harmless after `close`."""
-        self._masks.close()
+        with suppress(OSError):  # closing flushes, which a full disk refuses
+            self._masks.close()
         self._list.discard()
         self._target.discard()
 

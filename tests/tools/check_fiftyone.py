@@ -36,7 +36,6 @@ def check_coco(run: Path, photographs: Path, reads: str) -> None:
         labels_path=str(run / "instances.json"),
         label_types="segmentations",
         label_field="instances",
-        include_id=True,
         progress=False,
     )
     samples = {str(Path(sample.filepath).relative_to(photographs)): sample for sample in dataset}
@@ -62,6 +61,7 @@ def check_yolo(run: Path) -> None:
     dataset = fiftyone.Dataset.from_dir(
         dataset_dir=str(yolo),
         dataset_type=fiftyone.types.YOLOv5Dataset,
+        yaml_path="data.yaml",
         split="train",
         label_type="polylines",
         label_field="instances",

@@ -11,7 +11,7 @@ from typing import Any
 
 from sparsespec._threads import available_cpus
 from sparsespec.evaluation.benchmark import data, machine, peers
-from sparsespec.evaluation.benchmark.measure import Contender, Outcome, Workers
+from sparsespec.evaluation.benchmark.measure import ENOUGH, Contender, Outcome, Workers
 from sparsespec.evaluation.benchmark.report import Section
 
 __all__ = ["PARTS", "Bench", "Options", "run"]
@@ -44,7 +44,10 @@ class Options:
     cache
         Folder in which features are kept for the next run; None for a temporary one.
     photographs, sizes
-        Of the part "soak": so many pictures, of so many sizes; None for 2,000 of 300.
+        Of the part "soak": so many pictures, of so many sizes; None for 2,000 of 300. Of the part "runs": so many tiny
+        images; None for 100,000.
+    names
+        Of the part "runs": so many images that are only named; None for 200,000.
     model
         Network of the parts "backbone" and "gpu": a name of the registry or a file; None for the default model.
     """
@@ -60,6 +63,7 @@ class Options:
     cache: Path | None = None
     photographs: int | None = None
     sizes: int | None = None
+    names: int | None = None
     model: str | None = None
 
     def __post_init__(self) -> None:
@@ -67,7 +71,7 @@ class Options:
             raise ValueError(f"tokens must be numbers of at least 64, not {', '.join(map(str, self.tokens))}")
         if any(not size > 0 for size in self.megapixels):
             raise ValueError(f"megapixels must be above 0, not {', '.join(map(str, self.megapixels))}")
-        for name in ("repeats", "limit", "threads", "photographs", "sizes"):
+        for name in ("repeats", "limit", "threads", "photographs", "sizes", "names"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, not {value!r}")
@@ -132,6 +136,7 @@ class Bench:
         repeats: int | None = None,
         limit: float | None = None,
         environment: Mapping[str, str] | None = None,
+        enough: float = ENOUGH,
     ) -> dict[str, Outcome]:
         """Run contenders in turns, see :meth:`Workers.race`."""
         return self._workers.race(
@@ -140,6 +145,7 @@ class Bench:
             limit=limit or self.limit,
             fresh=fresh,
             environment=environment,
+            enough=enough,
         )
 
 
@@ -155,7 +161,7 @@ def run(
     Parameters
     ----------
     parts
-        Of "kernels", "solver", "image" and "backbone", and of "soak" and "gpu", which aren't run by default.
+        Of "kernels", "solver", "image" and "backbone", and of "runs", "soak" and "gpu", which aren't run by default.
     options
         How to measure.
     say
@@ -175,23 +181,24 @@ def run(
     InputError
         No photographs where the options look for them, or one that can't be read; or no such model.
     """
-    from sparsespec.evaluation.benchmark import backbone, gpu, image, kernels, soak, solver
+    from sparsespec.evaluation.benchmark import backbone, gpu, image, kernels, runs, soak, solver
 
     chosen = list(parts)
-    runs: dict[str, Callable[[Bench], Any]] = {
+    known: dict[str, Callable[[Bench], Any]] = {
         "kernels": kernels.run,
         "solver": solver.run,
         "image": image.run,
         "backbone": backbone.run,
+        "runs": runs.run,
         "soak": soak.run,
         "gpu": gpu.run,
     }
     for part in chosen:
-        if part not in runs:
-            raise ValueError(f"parts must be of {', '.join(runs)}, not {part!r}")
+        if part not in known:
+            raise ValueError(f"parts must be of {', '.join(known)}, not {part!r}")
     options = options or Options()
     with tempfile.TemporaryDirectory(prefix="sparsespec-bench-") as folder:
         bench = Bench(options, Path(folder), say)
         with contextlib.closing(bench):
             about = machine.describe(bench.threads)
-            return [Section(part, about, command, runs[part](bench)) for part in chosen]
+            return [Section(part, about, command, known[part](bench)) for part in chosen]

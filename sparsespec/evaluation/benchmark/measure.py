@@ -20,13 +20,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Contender", "Outcome", "Workers"]
+__all__ = ["ENOUGH", "Contender", "Outcome", "Workers"]
 
 _STATUSES = ("done", "not reached", "out of time", "failed", "missing", "not run", "not available")
 # Importing and compiling is not measured, but must end.
 _PREPARE_LIMIT = 300.0
 # Runs that took this long together are not disturbed by what else goes on for a moment: enough of them.
-_ENOUGH = 6.0
+ENOUGH = 6.0
 _PAUSE = 0.05
 
 
@@ -203,6 +203,7 @@ class Workers:
         limit: float,
         fresh: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        enough: float = ENOUGH,
     ) -> dict[str, Outcome]:
         """Run contenders in turns: the first, the second, ..., the first again.
 
@@ -219,6 +220,8 @@ class Workers:
             Names that need a new process: their peak of memory is asked for.
         environment
             Variables for processes that are started now.
+        enough
+            Seconds of all its runs together after which a contender is not run again.
 
         Returns
         -------
@@ -260,7 +263,7 @@ class Workers:
                 outcome.runs.append((answer["seconds"], answer["result"]))
                 if outcome.seconds is None or answer["seconds"] < outcome.seconds:
                     outcome.seconds, outcome.result = answer["seconds"], answer["result"]
-                if sum(seconds for seconds, _ in outcome.runs) >= _ENOUGH:
+                if sum(seconds for seconds, _ in outcome.runs) >= enough:
                     del running[name]
         for worker in prepared:
             if not worker.alive:

@@ -30,8 +30,8 @@ OURS = "sparsespec"
 class Column:
     """One column: the key of its values in a row, its caption, and how its values are written.
 
-    ``kind`` is one of text, count, seconds, ratio, percent, number, residual, kilobytes, megabytes, cosine, fine
-    (a ratio near 1).
+    ``kind`` is one of text, count, seconds, ratio, percent, number, residual, bytes, kilobytes, megabytes,
+    microseconds, cosine, fine (a ratio near 1).
     """
 
     key: str
@@ -311,6 +311,8 @@ _WRITERS: dict[str, Callable[[Any], str]] = {
     "percent": lambda value: f"{value:.1%}".replace("%", " %"),
     "number": _significant,
     "residual": lambda value: f"{value:.1e}",
+    "bytes": lambda value: f"{value:,.0f} B",
+    "microseconds": lambda value: f"{_significant(value * 1e6)} \u00b5s",
     "kilobytes": lambda value: f"{_significant(value / 1e3, 2)} kB",
     "fine": lambda value: f"{value:.2f} x",
     "cosine": lambda value: f"{value:.5f}",

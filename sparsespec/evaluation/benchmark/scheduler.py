@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
 import os
 import pickle
@@ -22,7 +23,7 @@ from typing import Any
 
 import sparsespec
 from sparsespec.batch.cluster import Cluster
-from sparsespec.batch.cluster_worker import Ticket, pack
+from sparsespec.batch.cluster_worker import Ticket, pack, pack_task, unpack_task
 from sparsespec.batch.job import Item, Job
 from sparsespec.batch.shard import ShardSummary, ShardTask
 from sparsespec.batch.store import LocalStore
@@ -37,7 +38,7 @@ SHARD = 512
 
 _PHOTOGRAPHS = 20_000 * SHARD
 _QUICK = 500 * SHARD
-_MACHINES = (10, 100)
+_MACHINES = (100,)
 _QUICK_MACHINES = (4,)
 _THREADS = 16
 """Tasks at once on a machine."""
@@ -86,10 +87,11 @@ def run(bench: Bench) -> list[Table]:
     return [table]
 
 
-def answer(ticket: Ticket, task: ShardTask, threads: int | None, crowd: Mapping[str, int]) -> tuple[str, ShardSummary]:
+def answer(ticket: Ticket, task: bytes, threads: int | None, crowd: Mapping[str, int]) -> tuple[str, ShardSummary]:
     """Take the place of `sparsespec.batch.cluster_worker.work`."""
-    rows: list[tuple[str, str, str | None, int]] = [(item.path, "done", None, 3) for item in task.items]
-    return "done", ShardSummary(task.number, rows, len(rows))
+    shard = unpack_task(task)
+    rows: list[tuple[str, str, str | None, int]] = [(item.path, "done", None, 3) for item in shard.items]
+    return "done", ShardSummary(shard.number, rows, len(rows))
 
 
 class _Idle(Cluster):
@@ -118,10 +120,10 @@ def _measure(folder: Path, machines: int, tasks: int) -> dict[str, Any]:
         spent, own = _processor_seconds(scheduler) - spent, time.process_time() - own
     if summaries != tasks - 1:
         raise RuntimeError(f"{summaries + 1} of {tasks} tasks came back")
-    example = next(_tasks(1))
+    example = pack_task(next(_tasks(1)))
     ticket = Ticket(sparsespec.__version__, "0" * 16, pack(job))
     return {
-        "window": 3 * machines * _THREADS,
+        "window": round(1.25 * machines * _THREADS),
         "task_bytes": len(pickle.dumps((ticket, example, None, {"": _THREADS}))),
         "summary_bytes": len(pickle.dumps(answer(ticket, example, None, {}))),
         "tasks": tasks,
@@ -152,8 +154,8 @@ def _processor_seconds(process: Any) -> float:
 def _cluster(folder: Path, machines: int) -> Iterator[tuple[str, Any]]:
     """Start a scheduler, and a process with all the workers; give the address and the process of the scheduler."""
     try:
-        import distributed  # noqa: F401
-        import psutil
+        psutil: Any = importlib.import_module("psutil")  # Dask brings it
+        importlib.import_module("distributed")
     except ImportError as error:
         raise ImportError(f"{error}: run pip install 'sparsespec[dask]'") from error
     note = folder / "scheduler.json"
@@ -185,8 +187,11 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
 
 async def _work(address: str, machines: int, threads: int) -> None:
     """Be so many workers until the scheduler is gone."""
+    import dask
     from distributed import Worker
 
+    # A hundred of them would look at the same process a hundred times.
+    dask.config.set({"distributed.worker.profile.enabled": False, "distributed.admin.system-monitor.interval": "60s"})
     with tempfile.TemporaryDirectory(prefix="sparsespec-bench-") as folder:
         workers = [
             Worker(address, nthreads=threads, memory_limit=None, dashboard=False, local_directory=folder, name=number)

@@ -14,7 +14,7 @@ import imageio.v3 as iio
 import numpy as np
 import numpy.typing as npt
 
-from sparsespec.batch.inputs import InputsError, find_inputs, leads_outside
+from sparsespec.batch.inputs import InputsError, find_inputs
 from sparsespec.batch.names import output_names, result_name
 from sparsespec.evaluation.truth import Dataset, Example, TrueInstances
 from sparsespec.images import _own_process_state, open_image
@@ -254,7 +254,6 @@ def assemble(
     for path, image_name in pictures.names.items():
         if image_name in truths:
             truth = truths[image_name]
-            _check_inside(pictures.root, path, truth)
             image = pictures.root / path
             examples.append(Example(image_name, image, _SizeChecked(image, truth)))
     missing = sorted({*without_image, *(truths.keys() - pictures.paths.keys())})
@@ -277,18 +276,6 @@ def check_memory(count: int, shape: tuple[int, int], where: str) -> None:
     """Refuse more masks of one image than any image has, before there are as many."""
     if count * shape[0] * shape[1] > _MOST_BYTES:
         raise DatasetError(f"{where} has {count:,} instances of {shape[1]} x {shape[0]} pixels, which no memory holds")
-
-
-def _check_inside(root: Path, path: str, truth: Truth) -> None:
-    try:
-        outside = leads_outside(root, path)
-    except OSError as error:
-        raise DatasetError(f"the image '{root / path}' of {truth.source} cannot be read: {error.strerror}") from error
-    if outside:
-        raise DatasetError(
-            f"the image '{root / path}' of {truth.source} is a link that leads out of the image folder: refused; put "
-            "the file itself there"
-        )
 
 
 def image_size(path: Path) -> tuple[tuple[int, int], bool]:

@@ -213,7 +213,7 @@ def test_files_that_are_something_else(root: Any, content: str, message: str) ->
         open_dataset("coco", root)
 
 
-def test_an_image_that_is_a_link_out_of_the_folder(root: Any, make: Any, tmp_path: Any) -> None:
+def test_images_may_be_links(root: Any, make: Any, tmp_path: Any) -> None:
     make.photo("elsewhere.jpg")
     image = root / "val2017" / "000000000009.jpg"
     image.unlink()
@@ -221,12 +221,7 @@ def test_an_image_that_is_a_link_out_of_the_folder(root: Any, make: Any, tmp_pat
         image.symlink_to(tmp_path / "elsewhere.jpg")
     except OSError:
         pytest.skip("this system does not let us make symbolic links")
-    with pytest.raises(DatasetError, match=r"9\.jpg' of image 9 of '.*\.json' is a link that leads out .*: refused"):
-        open_dataset("coco", root)
-    image.unlink()
-    image.symlink_to("nothing.jpg")
-    with pytest.raises(DatasetError, match=r"image 9 of '.*\.json' cannot be read: a link leads to a file that does"):
-        open_dataset("coco", root)
+    assert len(open_dataset("coco", root)) == 3
     image.unlink()
     image.symlink_to("000000000004.jpg")
     assert len(open_dataset("coco", root)) == 3

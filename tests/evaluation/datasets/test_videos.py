@@ -198,7 +198,7 @@ def test_names_that_leave_the_folder(root: Any, make: Any, data: Any, name: Any)
         open_dataset("youtube-vis", root)
 
 
-def test_a_frame_that_is_a_link_out_of_the_folder(root: Any, make: Any, tmp_path: Any) -> None:
+def test_frames_may_be_links(root: Any, make: Any, tmp_path: Any) -> None:
     make.photo("elsewhere.jpg")
     image = root / "train" / "JPEGImages" / "bb" / "00001.jpg"
     image.unlink()
@@ -206,8 +206,7 @@ def test_a_frame_that_is_a_link_out_of_the_folder(root: Any, make: Any, tmp_path
         image.symlink_to(tmp_path / "elsewhere.jpg")
     except OSError:
         pytest.skip("this system does not let us make symbolic links")
-    with pytest.raises(DatasetError, match=r"of frame 0 of video 2 of '.*train\.json' is a link that leads out"):
-        open_dataset("youtube-vis", root)
+    assert len(open_dataset("youtube-vis", root)) > 0
 
 
 def test_json_of_another_kind(root: Any, make: Any) -> None:
