@@ -217,13 +217,14 @@ class _Run:
                     f" input, such as '{lost[0]}': put them back, let their results be removed with --prune"
                     " (prune=True), or choose another output"
                 )
-            for shard in range(self._plan.shards):
-                remove_stale(self._job, shard, self.items(shard))
         if isinstance(self._job.source, UrlStore):
             # A request a thousand, where to ask for each would be one for each.
             self._fingerprints = {entry.path: entry.fingerprint for entry in self._job.source.entries()}
         with suppress(FileNotFoundError), self._job.target.fetched(RECORD_NAME) as record:
             self._state.restore_times(record, lambda path: shard_of(path, self._plan.shards))
+        if former.inputs != self._plan.inputs:
+            for shard in range(self._plan.shards):
+                remove_stale(self._job, shard, self.items(shard))
 
     def through(
         self,

@@ -195,6 +195,8 @@ def survive(
         for left, phase in zip(range(count, 0, -1), _phases(count), strict=True):
             process = _begin(source, output, engine, options)
             if not _wait_for_moment(process, output, phase, left, pace, rng):
+                _finish(process)
+                noted = _noted(output)[0]
                 break
             images = _done(output)
             alone = bool(result.kills % 2)
