@@ -161,7 +161,8 @@ def run(
     Parameters
     ----------
     parts
-        Of "kernels", "solver", "image" and "backbone", and of "runs", "killing", "scheduler", "soak" and "gpu", which aren't run by default.
+        Of "kernels", "solver", "image" and "backbone", and of "runs", "killing", "scheduler", "soak" and "gpu", which
+        aren't run by default.
     options
         How to measure.
     say
