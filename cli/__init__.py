@@ -7,6 +7,10 @@ Only this package prints and ends the process. Heavy libraries are imported wher
 from __future__ import annotations
 
 import logging
+import os
+import sys
+import threading
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -20,7 +24,10 @@ from .fit import fit_command
 from .models import models_group
 from .run import run_command
 
-__all__ = ["main"]
+__all__ = ["entry", "main"]
+
+THREADS = "sparsespec-image"
+"""How the threads that work on images are called."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, by the shells' convention 128 + signal 2."""
@@ -54,6 +61,20 @@ def main(ctx: click.Context) -> None:
     _say_what_models_do()
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+
+
+def entry() -> None:
+    """Run the command, and end the process even where threads are at work that nobody waits for any more."""
+    try:
+        main()
+    except SystemExit as end:
+        # After a second Ctrl-C; Python would wait for them, and a thread cannot be stopped.
+        if any(thread.name.startswith(THREADS) for thread in threading.enumerate()):
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(end.code if isinstance(end.code, int) else INTERRUPTED)
+        raise
 
 
 class _Speaker(logging.Handler):

@@ -552,6 +552,33 @@ main(["run", "--input", {str(zoo / "good")!r}, "--output", {str(tmp_path / "out"
     assert record(tmp_path / "out")["totals"]["skipped"] == int(found[2]) == 12 - int(found[1])
 
 
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+def test_a_second_signal_ends_the_process(zoo: Path, tmp_path: Path) -> None:
+    code = f"""
+import os, signal, sys, threading, time
+import sparsespec.cli.run as run
+from sparsespec.cli import entry
+began = threading.Semaphore(0)
+def segment(image):
+    began.release()
+    time.sleep(300)
+def signals():
+    began.acquire(), began.acquire()
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+run._segmenter = lambda *_, **__: segment
+threading.Thread(target=signals, daemon=True).start()
+out = {str(tmp_path / "out")!r}
+sys.argv = ["sparsespec", "run", "--input", {str(zoo / "good")!r}, "--output", out, "--workers", "2"]
+entry()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 128 + signal.SIGINT
+    assert result.stdout.startswith("interrupted: 0 done, 0 failed, 12 not reached")
+    assert record(tmp_path / "out")["state"] == "interrupted"
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
