@@ -235,8 +235,8 @@ def tiny(bench: Bench) -> Table:
     table.notes.append(
         "JPEGs of 32 to 64 pixels a side, many names of a few files. Everything but the segmenter is what a run does:"
         " reading, label images, run-length encodings, journal, each file on the disk before it is in its place."
-        " *Images/s* is over the time from the start of the run to its last image, that of worker processes included;"
-        " for the listing before and the files about all images after it there are times of their own."
+        " *Images/s* is over the time from the start of the run to its last image, that of processes included; for"
+        " the listing before and the files about all images after it there are times of their own."
     )
     table.notes.append(
         "*Memory* is resident memory of the process and its worker processes together, once so much of the images is"
