@@ -9,6 +9,7 @@ import secrets
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,7 +64,7 @@ class Past:
     settled : dict of str to list of Outcome
         By path: the outcomes of files that were finished.
     begun : dict of str to int
-        By path: how many runs that didn't end by themselves were at work on a file that nobody finished.
+        By path: how many runs that didn't end by themselves were at work on a file that nobody has finished since.
     names : dict of str to str
         By path: output names of all files that were begun.
     sources : list of str
@@ -119,14 +120,17 @@ class Journal:
         """Note that this process ends by itself: whatever it had begun is no suspect."""
         if self._closed:
             return
-        if not self._empty:
-            self._add({"closed": True})
-        self._closed = True
-        with self._lock:
-            self._flush()
-            if self._descriptor is not None:
-                os.close(self._descriptor)
-                self._descriptor = None
+        try:
+            if not self._empty:
+                self._add({"closed": True})
+            with self._lock:
+                self._flush()
+            self._closed = True
+        finally:
+            with self._lock:
+                if self._descriptor is not None:
+                    os.close(self._descriptor)
+                    self._descriptor = None
 
     def _add(self, content: dict[str, Any]) -> None:
         text = json.dumps(content, allow_nan=False).encode()
@@ -166,25 +170,33 @@ class Journal:
 def read_journals(store: Store, folder: str) -> Past:
     """Read all journals of a shard, as far as they are whole."""
     past = Past()
-    attempts: dict[str, tuple[set[str], bool]] = {}
+    # By attempt: the files it was at work on, as far as nobody has settled them since.
+    open_: dict[str, set[str]] = {}
+    closed: set[str] = set()
     past.sources = sorted(store.list(folder))
     for source in past.sources:
         attempt = source.rpartition("/")[2].partition(".")[0].partition("-")[0]
-        begun, closed = attempts.get(attempt, (set(), False))
-        for content in _lines(store.read(source)):
+        begun = open_.setdefault(attempt, set())
+        for content in _lines(_read(store, source)):
             if "settled" in content:
-                past.settled[content["settled"]] = [outcome_from(*entry) for entry in content["outcomes"]]
+                path = content["settled"]
+                past.settled[path] = [outcome_from(*entry) for entry in content["outcomes"]]
+                for others in open_.values():
+                    others.discard(path)
             elif "begun" in content:
                 begun.add(content["begun"])
                 past.names[content["begun"]] = content["name"]
             elif "closed" in content:
-                closed = True
-        attempts[attempt] = (begun, closed)
-    for begun, closed in attempts.values():
-        for path in begun if not closed else ():
-            if path not in past.settled:
-                past.begun[path] = past.begun.get(path, 0) + 1
+                closed.add(attempt)
+    past.begun = dict(Counter(path for attempt, begun in open_.items() if attempt not in closed for path in begun))
     return past
+
+
+def _read(store: Store, source: str) -> bytes:
+    try:
+        return store.read(source)
+    except FileNotFoundError:  # whoever else works on the shard has just written its record, which is read after this
+        return b""
 
 
 def _lines(content: bytes) -> Iterator[dict[str, Any]]:

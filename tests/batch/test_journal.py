@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -231,3 +232,45 @@ def test_behind_a_url_lines_are_written_some_at_a_time() -> None:
     assert list(past.settled) == paths
     assert past.begun == {}
     assert past.sources == journal.sources
+
+
+def test_a_file_that_is_tried_again_is_suspect_again(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    journal = Journal(store, FOLDER)
+    journal.begin(Item("a", "a"))
+    journal.settle("a", [failure(Item("a", "a"), "out of memory", "memory")])
+    journal.close()
+    assert read_journals(store, FOLDER).begun == {}
+    for deaths in (1, 2, 3):
+        written(tmp_path, begun=("a",))
+        assert read_journals(store, FOLDER).begun == {"a": deaths}
+    written(tmp_path, "a")
+    assert read_journals(store, FOLDER).begun == {}
+
+
+def test_a_journal_that_goes_while_it_is_read_is_in_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, "a")
+    written(tmp_path, "b")
+    store = LocalStore(tmp_path)
+    paths = sorted(store.list(FOLDER))
+    monkeypatch.setattr(LocalStore, "list", lambda self, prefix: iter(paths))
+    store.remove(paths[0])
+    assert list(read_journals(store, FOLDER).settled) == ["b"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="descriptors are reused at once on POSIX")
+def test_a_full_disk_leaves_no_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(LocalStore(tmp_path), FOLDER)
+    journal.begin(Item("a", "a"))
+    descriptor = journal._descriptor
+    assert descriptor is not None
+
+    def full(number: int, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        journal.close()
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
