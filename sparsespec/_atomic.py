@@ -76,3 +76,16 @@ def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
     """Write `content` to `path`, whole or not at all."""
     with AtomicFile(path) as file:
         file.write(content)
+
+
+def settle_folder(folder: str | os.PathLike[str]) -> None:
+    """Bring the names of a folder's files to the disk, before what they replace is removed elsewhere.
+
+    The contents are there already; a folder that cannot be asked for it, as on Windows, settles by itself.
+    """
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -247,7 +247,13 @@ class RecordWriter:
 
 
 def stored_rows(record: Path) -> Iterator[dict[str, Any]]:
-    """Read the rows of a ``run.json`` one after the other; what is not whole ends it."""
+    """Read the rows of a ``run.json`` one after the other; what is not whole ends it.
+
+    Raises
+    ------
+    OSError
+        It is there and cannot be read.
+    """
     try:
         with record.open("rb") as file:
             for line in file:
@@ -260,7 +266,7 @@ def stored_rows(record: Path) -> Iterator[dict[str, Any]]:
                 row = json.loads(text.removesuffix(b",")) if text else None
                 if isinstance(row, dict) and isinstance(row.get("path"), str):
                     yield row
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparsespec._atomic import settle_folder
 from sparsespec.batch.job import Outcome, in_order
 from sparsespec.batch.journal import Journal, Past, outcome_from, outcome_to, read_journals
 from sparsespec.batch.plan import Plan, PlanError
@@ -75,10 +76,16 @@ class State:
             lines = self.store.read(_record(shard)).splitlines()
         except (FileNotFoundError, NotADirectoryError):
             return past, False
+        damaged = False
         for line in lines:
             outcome = _recorded(line, times)
             if outcome is not None:
                 recorded.setdefault(outcome.row.path, []).append(outcome)
+            else:
+                damaged = True
+        if damaged:
+            # It may have been a page of any file that has several, of which the others are not all.
+            recorded = {path: outcomes for path, outcomes in recorded.items() if outcomes[0].row.page is None}
         past.settled = {**recorded, **past.settled}
         return past, True
 
@@ -89,6 +96,9 @@ class State:
         self.store.write(_times(shard), json.dumps(times, allow_nan=False).encode())
         lines = [json.dumps(outcome_to(outcome), allow_nan=False) + "\n" for path in paths for outcome in settled[path]]
         self.store.write(_record(shard), "".join(lines).encode())
+        if self.store.folder is not None:  # a power cut is to leave the journals or the record
+            for path in (_times(shard), _record(shard)):
+                settle_folder((self.store.folder / path).parent)
         for journal in journals:
             self.store.remove(journal)
         if self.store.folder is not None:
@@ -148,6 +158,8 @@ class State:
 
     def drop_times(self) -> None:
         """Forget the times: they are in ``run.json`` now."""
+        if self.store.folder is not None:
+            settle_folder(self.store.folder)
         for path in list(self.store.list(f"{STATE}/times")):
             self.store.remove(path)
         self._remove_folder("times")

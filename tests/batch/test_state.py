@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from contextlib import ExitStack
@@ -177,3 +178,28 @@ def test_everything_is_forgotten_but_the_lock(tmp_path: Path) -> None:
     found.clear()
     assert [path.name for path in (tmp_path / ".sparsespec").iterdir()] == ["lock"]
     assert found.shards() == []
+
+
+def test_a_damaged_page_of_a_record_casts_doubt_on_all_files_of_several_pages(tmp_path: Path) -> None:
+    found = state(tmp_path)
+    pages = [outcome("scan.tif") for _ in range(3)]
+    for number, entry in enumerate(pages, start=1):
+        entry.row.page = number
+    found.finish(0, {"a": [outcome("a")], "scan.tif": pages}, [])
+    assert list(found.past(0)[0].settled) == ["a", "scan.tif"]
+    path = tmp_path / ".sparsespec" / "records" / "000000.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert list(found.past(0)[0].settled) == ["a"]
+
+
+def test_a_record_of_a_run_that_cannot_be_read_is_not_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = write_record(tmp_path, [Row(path="a", status="done", fingerprint="1-2")])
+
+    def broken(self: Path, *arguments: Any, **options: Any) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "open", broken)
+    with pytest.raises(OSError, match=r"Input/output|I/O"):
+        state(tmp_path).restore_times(record, lambda path: 0)
