@@ -19,6 +19,7 @@ from sparsespec.batch.store import Store, inside
 __all__ = [
     "FINAL_FILES",
     "OutputsError",
+    "coco_file",
     "held",
     "mask_file",
     "overlay_file",
@@ -60,6 +61,11 @@ def overlay_file(name: str) -> str:
 def yolo_file(name: str) -> str:
     """Give the path of labels for YOLO, relative to the output."""
     return f"{_YOLO}/{name}.txt"
+
+
+def coco_file(shard: int) -> str:
+    """Give the path of the COCO JSON of a shard, relative to the output."""
+    return f"{_SHARDS}/{shard:06d}.json"
 
 
 def planned_files(store: Store, item: Item) -> Iterator[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import sparsespec
 from sparsespec.batch.job import Engine, Item, Job, Outcome, closed, failure, in_order
 from sparsespec.batch.journal import Journal
-from sparsespec.batch.outputs import planned_files, remove_outputs
+from sparsespec.batch.outputs import coco_file, planned_files, remove_outputs
 from sparsespec.batch.state import State
 from sparsespec.formats.coco import CocoWriter
 
@@ -144,6 +144,8 @@ class Shard:
         self._unknown = {item.path for item in self.pending if item.path in past.names}
         self.suspects = {item.path: past.begun[item.path] for item in self.pending if item.path in past.begun}
         self._stale = bool(self._journals) or not finished or self._settled.keys() != past.settled.keys()
+        if job.formats.coco_shards and not self._stale:
+            self._stale = job.target.size(coco_file(number)) is None
 
     @property
     def number(self) -> int:
@@ -207,8 +209,9 @@ class Shard:
         """Tell whether what an earlier run says of a file still holds."""
         recorded = outcomes[0].row.fingerprint
         now = self._fingerprint(item)
-        unknown = now is None and self._job.source.folder is None
-        if recorded is not None and not unknown and recorded != now:
+        # Of a file on a disk it is always known, unless the times of the run before are lost.
+        unknown = self._job.source.folder is None and (recorded is None or now is None)
+        if not unknown and recorded != now:
             return False
         for outcome in outcomes:
             if outcome.name != item.name:
@@ -231,7 +234,7 @@ class Shard:
         return None if self._fingerprints is None else self._fingerprints.get(item.path)
 
     def _write_coco(self) -> None:
-        path = f"instances/{self._number:06d}.json"
+        path = coco_file(self._number)
         with self._job.target.staged() as folder:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             writer = CocoWriter(
@@ -351,6 +354,8 @@ def remove_stale(job: Job, number: int, items: Sequence[Item]) -> None:
     begun = {path: name for path, name in past.names.items() if names.get(path) != name}
     for path, name in begun.items():
         remove_outputs(job.target, planned_files(job.target, Item(path, name)))
+    if stale and job.formats.coco_shards:
+        job.target.remove(coco_file(number))  # written anew with the shard
     if stale or begun:
         # Their names may be those of other images soon: nobody is to remove them once more.
         state.finish(number, {path: past.settled[path] for path in past.settled.keys() - stale}, past.sources)

@@ -301,3 +301,26 @@ def test_three_deaths_are_enough() -> None:
     assert [is_hopeless(deaths) for deaths in range(5)] == [False, False, False, True, True]
     assert blocked_by([failure(ITEMS[0], "x", "storage")]) is None
     assert blocked_by([failure(ITEMS[0], "disk full", "output")]) == "disk full"
+
+
+def test_the_coco_of_a_shard_follows_what_is_gone_or_lost(job: Job, tmp_path: Path) -> None:
+    job = replace(job, formats=Formats(coco_shards=True))
+    work(job, ITEMS, until=4)
+    path = tmp_path / "out" / "instances" / f"{NUMBER:06d}.json"
+
+    def names() -> list[str]:
+        return [image["file_name"] for image in json.loads(path.read_text())["images"]]
+
+    assert names() == [item.path for item in ITEMS]
+    remove_stale(job, NUMBER, ITEMS[1:])
+    work(job, ITEMS[1:])
+    assert names() == [item.path for item in ITEMS[1:]]
+    path.unlink()
+    work(job, ITEMS[1:])
+    assert names() == [item.path for item in ITEMS[1:]]
+
+
+def test_without_its_fingerprint_a_file_is_done_again(job: Job, tmp_path: Path) -> None:
+    work(job, ITEMS, until=4)
+    (tmp_path / "out" / ".sparsespec" / "times" / f"{NUMBER:06d}.json").unlink()
+    assert pending(job) == [item.path for item in ITEMS]
