@@ -17,8 +17,9 @@ from sparsespec.batch.state import State
 
 __all__ = ["merged"]
 
-# Files open at the same time; systems allow a process 256 at least, and others need some too.
-_FILES_AT_ONCE = 128
+# Files of one kind open at the same time: records while runs of them are joined, and runs of two levels. Systems allow
+# a process 256 at least, and others need some too.
+_FILES_AT_ONCE = 64
 
 _Key = tuple[list[str], int]
 
