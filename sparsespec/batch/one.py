@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -298,7 +299,8 @@ def _stages(info: Mapping[str, Any], measured: float) -> dict[str, float]:
     stages = info.get("seconds")
     if not isinstance(stages, Mapping):
         return {"segment": measured}
-    return {str(stage): float(seconds) for stage, seconds in stages.items() if stage not in ("read", "total")}
+    found = {str(stage): float(seconds) for stage, seconds in stages.items() if stage not in ("read", "total")}
+    return {stage: seconds for stage, seconds in found.items() if math.isfinite(seconds)}
 
 
 def explain(error: Exception, size: tuple[int, int] | None) -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from itertools import pairwise
 from types import FrameType
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from sparsespec.batch.assemble import Facts, assemble, now, write_running
 from sparsespec.batch.inline import Inline
 from sparsespec.batch.inputs import Inputs
-from sparsespec.batch.job import Engine, Formats, ImageSegmenter, Item, Job, Outcome, ShardEngine, closed
+from sparsespec.batch.job import Engine, Formats, ImageSegmenter, Item, Job, Outcome, ShardEngine, closed, in_order
 from sparsespec.batch.merge import merged
 from sparsespec.batch.names import output_names
 from sparsespec.batch.outputs import OutputsError, held, prepare, sweep
@@ -125,7 +126,7 @@ def run_batch(
     Raises
     ------
     ValueError
-        An argument is out of its range, or `engine` cannot do what is asked for.
+        An argument is out of its range, `inputs` are not in order, or `engine` cannot do what is asked for.
     OutputsError
         The output cannot be used, or holds a run with other settings.
     OSError
@@ -139,6 +140,7 @@ def run_batch(
         raise ValueError("time_limit needs an engine with worker processes: a thread cannot be stopped")
     formats = formats or Formats()
     _check_formats(formats)
+    _check_order(inputs.images)
     target = output if isinstance(output, Store) else open_store(output)
     job = Job(
         segmenter,
@@ -264,7 +266,7 @@ class _Run:
             self._state.drop_times()
         return BatchResult(
             self._job.target.place,
-            Rows(self._job.target, counts["images"]),
+            Rows(self._job.target, counts.get("images", 0)),
             counts,
             seconds,
             earlier=work.earlier,
@@ -335,13 +337,14 @@ class _Work:
                 self._job, _Guarded(self._files(isinstance(engine, Inline))), begin=self._begin, stopping=self.stopping
             )
             cleanup.enter_context(closed(results))
+            cleanup.callback(self.stopping.set)  # threads that are about to begin another file are not to
             for item, outcomes in results:
                 with _held_interrupts():
                     self._note(item, outcomes)
 
     def by_shards(self, engine: ShardEngine) -> None:
         """Work with an engine that takes shards."""
-        sizes: dict[int, int] = {}
+        settled: dict[int, int] = {}
 
         def tasks() -> Iterator[ShardTask]:
             for number in range(self._run.shards):
@@ -351,14 +354,16 @@ class _Work:
                 if not shard.pending:
                     shard.finish()
                     continue
-                sizes[number] = len(shard.pending)
+                settled[number] = shard.settled
                 redo = frozenset(shard.outdated)
                 yield ShardTask(number, tuple(items), retry_quarantined=self._run.retry, redo=redo)
 
         with closed(engine.summaries(self._job, _Guarded(tasks()), stopping=self.stopping)) as results:
             for summary in results:
+                # Files with several pages have several rows, and those of an attempt that was lost have none.
+                self._settled += max(0, summary.files - settled.get(summary.number, 0))
+                settled[summary.number] = max(summary.files, settled.get(summary.number, 0))
                 for path, status, error, instances in summary.rows:
-                    self._settled += 1
                     self.left |= status == "failed"
                     self._tell(Row(path=path, status=status, error=error, instances=instances))
                 if summary.blocked is not None:
@@ -454,7 +459,7 @@ class _Work:
             self._progress(row, self._settled, self._run.total)
 
     def _close(self) -> None:
-        for shard in self._shards.values():
+        for shard in list(self._shards.values()):
             with suppress(OSError):  # the disk may be full
                 shard.close()
         if self._guard:
@@ -533,6 +538,16 @@ def _check_formats(formats: Formats) -> None:
         raise ValueError(f"table must be one of {', '.join(TABLE_KINDS)}, not {formats.table!r}")
     if formats.video_list is not None:
         video_ids(formats.video_list)
+
+
+def _check_order(images: Sequence[str]) -> None:
+    """See that records of shards can be merged in the order of the inputs."""
+    for (before, key_before), (path, key) in pairwise((path, in_order(path)) for path in images):
+        if key_before >= key:
+            raise ValueError(
+                f"inputs must be sorted part by part, and all different, as find_inputs gives them; {before!r} stands"
+                f" before {path!r}"
+            )
 
 
 def _whole(place: Any) -> str:

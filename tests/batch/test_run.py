@@ -5,10 +5,11 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,8 +18,11 @@ from PIL import Image
 
 import sparsespec
 from sparsespec._atomic import TEMPORARY_PATTERN
-from sparsespec.batch import BatchResult, Formats, OutputsError, Row, find_inputs, run_batch
+from sparsespec.batch import BatchResult, Formats, Inline, OutputsError, Row, find_inputs, run_batch
+from sparsespec.batch.inputs import Inputs
+from sparsespec.batch.job import Job
 from sparsespec.batch.record import jsonable
+from sparsespec.batch.shard import ShardSummary, work_shard
 from sparsespec.formats import decode_rle
 
 Photo = Callable[..., Path]
@@ -712,3 +716,76 @@ def test_a_large_tiff_with_a_damaged_tile_fails_alone(
     assert result.rows[0].error is not None
     assert result.rows[0].error.startswith("it is damaged or cut short near row ")
     assert labels_of(out / "masks" / "good.png").shape == (90, 100)
+
+
+def test_times_that_are_no_numbers_are_left_out(tmp_path: Path, photo: Photo, segmenter: Segmenter) -> None:
+    photo(tmp_path / "in" / "a.jpg")
+
+    def timed(image: np.ndarray) -> Any:
+        found = segmenter(image)
+        found.info["seconds"] = {"one": float("nan"), "two": float("inf"), "three": 0.5}
+        return found
+
+    (row,) = run(timed, tmp_path / "in", tmp_path / "out").rows
+    assert row.status == "done"
+    assert row.seconds["three"] == 0.5
+    assert not {"one", "two"} & row.seconds.keys()
+
+
+@pytest.mark.parametrize("images", [("b.jpg", "a.jpg"), ("a.jpg", "a.jpg"), ("a-b.jpg", "a/b.jpg")])
+def test_inputs_must_be_in_order(tmp_path: Path, segmenter: Segmenter, images: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match=r"sorted part by part, and all different"):
+        run_batch(segmenter, Inputs(tmp_path, images), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_inputs(tmp_path: Path, segmenter: Segmenter) -> None:
+    result = run_batch(segmenter, Inputs(tmp_path / "in", ()), tmp_path / "out")
+    assert (len(result.rows), result.instances) == (0, 0)
+    assert record(tmp_path / "out")["state"] == "finished"
+
+
+class LostAttempts:
+    """Engine of shards: half of a shard is settled by an attempt that is lost, which only its state tells."""
+
+    settings: ClassVar[dict[str, Any]] = {"engine": "fake"}
+
+    def summaries(self, job: Job, tasks: Any, *, stopping: threading.Event) -> Iterator[ShardSummary]:
+        for task in tasks:
+            half = frozenset(item.path for item in task.items[::2])
+            work_shard(job, replace(task, only=half), Inline(), stopping=stopping)
+            yield work_shard(job, task, Inline(), stopping=stopping)
+
+
+def test_progress_of_shards_counts_files(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
+    for k in range(3):
+        photo(tmp_path / "in" / f"{k}.jpg")
+    with tifffile.TiffWriter(tmp_path / "in" / "3.tif") as tiff:
+        for _ in range(3):
+            tiff.write(np.full((16, 20, 3), 30, np.uint8), photometric="rgb", metadata=None, contiguous=False)
+    told: list[tuple[int, int]] = []
+    engine: Any = LostAttempts()
+    run(
+        segmenter,
+        tmp_path / "in",
+        tmp_path / "out",
+        engine=engine,
+        progress=lambda row, settled, total: told.append((settled, total)),
+    )
+    assert told
+    assert told[-1] == (4, 4)
+    assert max(told) == (4, 4)
+
+
+def test_nothing_is_begun_after_a_callback_has_failed(tmp_path: Path, segmenter: Any, photo: Photo) -> None:
+    for k in range(6):
+        photo(tmp_path / "in" / f"{k}.jpg")
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no terminal")
+
+    for workers in (1, 2):
+        with pytest.raises(RuntimeError, match="no terminal"):
+            run(segmenter, tmp_path / "in", tmp_path / "out", engine=Inline(workers), progress=broken)
+    assert len(segmenter.seen) < 6
+    assert run(segmenter, tmp_path / "in", tmp_path / "out").count("done") == 6
