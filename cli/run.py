@@ -414,7 +414,8 @@ def run_command(
     click.echo(_summary(result))
     if result.interrupted:
         ctx.exit(_INTERRUPTED)
-    if result.count("failed") or result.blocked is not None:
+    # Nothing should be left out without a reason; if it is, the state was damaged meanwhile, and this is no success.
+    if result.count("failed") or result.count("skipped") or result.blocked is not None:
         ctx.exit(_SOME_FAILED)
 
 
