@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -19,6 +20,14 @@ os.environ["PYTHONSAFEPATH"] = "1"
 os.environ["SPARSESPEC_OFFLINE"] = "1"
 
 _SHARED = "SPARSESPEC_SHARED"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a package that is not installed."""
+    for mark in item.iter_markers("needs"):
+        for module in mark.args:
+            if importlib.util.find_spec(module) is None:
+                pytest.skip(f"{module} is not installed: pip install '.[test]'")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -65,9 +65,9 @@ def test_damaged_files_of_every_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 4))
+@pytest.mark.parametrize("seed", range(1, 3))
 def test_many_more_damaged_files(tmp_path: Path, seed: int) -> None:
-    attempts(tmp_path / "files", malformed.mutated(each=6, seed=seed))
+    attempts(tmp_path / "files", malformed.mutated(each=3, seed=seed))
 
 
 def test_bombs_are_refused_before_they_go_off(tmp_path: Path) -> None:

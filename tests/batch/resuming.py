@@ -128,9 +128,14 @@ def main() -> None:
     """Answer requests."""
     sys.path.insert(0, str(HERE))
     import stubs  # noqa: F401 - to have it
+    from PIL import Image
 
     from sparsespec.batch import one, processes  # noqa: F401
 
+    # Loads all decoders, which each run would do again.
+    Image.init()
+    # What a killed process has written stays written: only the loss of power is another matter.
+    os.fsync = lambda _: None
     for line in sys.stdin:
         reader, writer = os.pipe()
         pid = os.fork()

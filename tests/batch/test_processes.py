@@ -129,8 +129,8 @@ def test_same_bytes_with_the_network(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     items = [Item(f"{name}.png", name) for name in ("astronaut", "coffee", "chelsea")]
     for item in items:
-        Image.fromarray(getattr(data, item.name)()).save(tmp_path / "in" / item.path)
-    here = job_of(tmp_path, sparsespec.Segmenter(threads=2), "here")
+        Image.fromarray(getattr(data, item.name)()).resize((150, 100)).save(tmp_path / "in" / item.path)
+    here = job_of(tmp_path, sparsespec.Segmenter(threads=2, long_side=224), "here")
     for item in items:
         one.process_file(here, item)
     with Processes(2, 1) as engine:

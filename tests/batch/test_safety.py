@@ -401,7 +401,7 @@ def in_namespace(tmp_path: Path, script: str, *arguments: str | Path) -> str:
     (tmp_path / "program.py").write_text(_RUN)
     environment = {**os.environ, "PROGRAM": f"{sys.executable} -P {tmp_path / 'program.py'}"}
     done = subprocess.run(
-        [*enter, script, "sh", *map(str, arguments)], capture_output=True, text=True, timeout=120, env=environment
+        [*enter, script, "sh", *map(str, arguments)], capture_output=True, text=True, timeout=300, env=environment
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -499,7 +499,7 @@ def test_files_larger_than_allowed_cost_their_images(tmp_path: Path, photos: Pat
         "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))\n" + _RUN
     )
     command = [sys.executable, "-P", *map(str, (tmp_path / "program.py", photos, tmp_path / "out"))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "done: 0 of 12\n"
     rows = json.loads((tmp_path / "out" / "run.json").read_text())["images"]

@@ -96,6 +96,7 @@ def test_intervals(invoke: Callable[..., Result], folders: tuple[Path, Path]) ->
     assert json.loads(result.output)["intervals"]["mean_iou"] == {"low": 0.5, "high": 0.5}
 
 
+@pytest.mark.needs("pycocotools")
 def test_plain_folders_have_no_scores_and_a_run_has(
     invoke: Callable[..., Result], fake_segmenter: object, folders: tuple[Path, Path], tmp_path: Path, zoo: Path
 ) -> None:

@@ -190,6 +190,7 @@ def test_run_pulls_on_first_use(
     assert "models pull dino-vits8 --offline" in result.stderr
 
 
+@pytest.mark.needs("onnx")
 def test_a_store_that_cannot_be_used(invoke: Invoke, home: Path) -> None:
     home.parent.mkdir(exist_ok=True)
     home.write_text("a file stands in the way")
@@ -200,6 +201,7 @@ def test_a_store_that_cannot_be_used(invoke: Invoke, home: Path) -> None:
     assert "SPARSESPEC_HOME" in result.stderr
 
 
+@pytest.mark.needs("onnx")
 def test_a_damaged_record(invoke: Invoke, home: Path) -> None:
     home.mkdir()
     (home / "models.lock").write_text("{")

@@ -129,6 +129,7 @@ def same(first: Any, second: Any) -> bool:
     )
 
 
+@pytest.mark.needs("pycocotools")
 def test_every_row_of_every_table_is_measured_on_every_set(
     sets: list[Dataset], fitted: list[Any], tmp_path: Path
 ) -> None:
@@ -153,6 +154,7 @@ def test_every_row_of_every_table_is_measured_on_every_set(
             assert (row.differences == {}) == (row.variant == table.rows[0].variant)
 
 
+@pytest.mark.needs("pycocotools")
 def test_the_same_is_measured_twice(sets: list[Dataset], fitted: list[Any]) -> None:
     wanted = plan(ours=Variant(), others=Variant(directions="others"), paper=Variant("paper", told_count=True))
     first, second = (run_ablation(sets, wanted, draws=20) for _ in range(2))
@@ -162,6 +164,7 @@ def test_the_same_is_measured_twice(sets: list[Dataset], fitted: list[Any]) -> N
 
 
 @pytest.mark.parametrize("name", ["tokencut", "maskcut", "paper"])
+@pytest.mark.needs("pycocotools")
 def test_peers_score_what_measure_says_of_them(sets: list[Dataset], fitted: list[Any], name: str) -> None:
     told = name == "paper"
     result = run_ablation(sets, plan(peer=Variant(name, told_count=told)), draws=1)
@@ -175,6 +178,7 @@ def test_peers_score_what_measure_says_of_them(sets: list[Dataset], fitted: list
 
 
 @pytest.mark.parametrize("told", [False, True])
+@pytest.mark.needs("pycocotools")
 def test_ours_scores_what_measure_says_of_the_segmenter(sets: list[Dataset], fitted: list[Any], told: bool) -> None:
     result = run_ablation(sets, plan(ours=Variant(told_count=told)), draws=1)
 
@@ -189,6 +193,7 @@ def test_ours_scores_what_measure_says_of_the_segmenter(sets: list[Dataset], fit
 
 
 @pytest.mark.slow
+@pytest.mark.needs("pycocotools")
 def test_the_embedded_model(sets: list[Dataset]) -> None:
     changed = Settings(keep=1.0, closer_margin=0.0)
     variants = plan(ours=Variant(), plain=Variant(directions="none"), changed=Variant(settings=changed))

@@ -91,6 +91,7 @@ def four(measures: AveragePrecision) -> tuple[float, ...]:
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.needs("pycocotools")
 def test_the_numbers_are_those_of_pycocotools(seed: int, ties: bool, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(seed)
     scenes = [scene(rng, ties=ties) for _ in range(12)]
@@ -100,6 +101,7 @@ def test_the_numbers_are_those_of_pycocotools(seed: int, ties: bool, capsys: pyt
 
 
 @pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.needs("pycocotools")
 def test_images_that_are_drawn_more_than_once(ties: bool, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(5)
     scenes = [scene(rng, ties=ties) for _ in range(9)]
@@ -112,6 +114,7 @@ def test_images_that_are_drawn_more_than_once(ties: bool, capsys: pytest.Capture
         )
 
 
+@pytest.mark.needs("pycocotools")
 def test_only_the_hundred_best_of_an_image_count(capsys: pytest.CaptureFixture[str]) -> None:
     # 120 objects of one column each; the 20 that are outlined exactly have the lowest scores.
     truth = np.repeat(np.arange(1, 121), 2)[None].repeat(3, axis=0)
@@ -145,6 +148,7 @@ def by_definition(images: Sequence[tuple[np.ndarray, np.ndarray]], threshold: fl
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.needs("pycocotools")
 def test_the_numbers_follow_from_the_definition(seed: int) -> None:
     rng = np.random.default_rng(seed)
     images, ranked = [], []
@@ -162,6 +166,7 @@ def test_the_numbers_follow_from_the_definition(seed: int) -> None:
     assert ours.ap == pytest.approx(np.mean(each), abs=1e-12)
 
 
+@pytest.mark.needs("pycocotools")
 def test_perfect_and_nothing() -> None:
     truth = np.array([[1, 0, 2]])
     nothing = np.zeros_like(truth)
@@ -177,6 +182,7 @@ def test_perfect_and_nothing() -> None:
         assert math.isnan(without.ar_100)
 
 
+@pytest.mark.needs("pycocotools")
 def test_the_order_of_the_scores_matters() -> None:
     truth = np.array([[1, 1, 0, 0]])
     labels = np.array([[1, 1, 0, 2]])
@@ -186,6 +192,7 @@ def test_the_order_of_the_scores_matters() -> None:
     assert summarise([bad]).ap_50 == pytest.approx(0.5)
 
 
+@pytest.mark.needs("pycocotools")
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     summarise([score_image(np.eye(3, dtype=int), np.eye(3, dtype=int), ranking=True)])
     captured = capfd.readouterr()
@@ -200,6 +207,7 @@ def test_without_pycocotools_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     assert summarise([score_image(labels, labels)]).ap is None
 
 
+@pytest.mark.needs("pycocotools")
 def test_a_set_in_which_one_image_was_not_ranked_has_none() -> None:
     labels = np.ones((2, 2), int)
     assert summarise([score_image(labels, labels, ranking=True), score_image(labels, labels)]).ap is None

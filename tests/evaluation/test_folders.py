@@ -49,6 +49,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(content))
 
 
+@pytest.mark.needs("pycocotools")
 def test_a_run_is_ranked_by_its_scores(run: Path, truth: Path) -> None:
     report = evaluate_folders(run, truth)
     assert list(report.images) == ["a/x", "b", "empty"]
@@ -58,6 +59,7 @@ def test_a_run_is_ranked_by_its_scores(run: Path, truth: Path) -> None:
     assert report.notes == []
 
 
+@pytest.mark.needs("pycocotools")
 def test_the_masks_alone_have_no_scores(run: Path, truth: Path) -> None:
     report = evaluate_folders(run / "masks", truth)
     assert report.summary.mean_iou == pytest.approx((1 + 0.25) / 2)
@@ -219,6 +221,7 @@ def dataset(tmp_path: Path, **instances: TrueInstances) -> Dataset:
     return Dataset("a set", examples, without_truth=["unjudged"], without_image=["lost"])
 
 
+@pytest.mark.needs("pycocotools")
 def test_a_data_set(run: Path, tmp_path: Path) -> None:
     masks = np.stack([TRUTH > 0, TRUTH == 1])
     true = TrueInstances(masks, np.zeros(2, bool))

@@ -30,6 +30,7 @@ def noisy_scores(seed: int, *, images: int = 14, flips: float = 0.2) -> list[Ima
 
 
 @pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.needs("pycocotools")
 def test_a_named_measure_is_the_measure_of_drawn_images(name: str) -> None:
     scores = noisy_scores(0)
 
@@ -46,6 +47,7 @@ def test_a_named_measure_is_the_measure_of_drawn_images(name: str) -> None:
     assert together[name] == named
 
 
+@pytest.mark.needs("pycocotools")
 def test_ends_are_the_percentiles_of_the_draws() -> None:
     scores = noisy_scores(1)
     rng = np.random.default_rng(11)
@@ -69,6 +71,7 @@ def test_of_a_mean_it_is_the_textbook_interval() -> None:
     assert interval.high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
 
 
+@pytest.mark.needs("pycocotools")
 def test_the_seed_decides() -> None:
     scores = noisy_scores(2)
     assert bootstrap(scores, "ap", n=20, seed=1) == bootstrap(scores, "ap", n=20, seed=1)
@@ -93,6 +96,7 @@ def test_draws_without_the_image_that_matters_are_left_out() -> None:
     assert bootstrap(scores, "false_on_empty", n=50).low == 1
 
 
+@pytest.mark.needs("pycocotools")
 def test_paired_differences() -> None:
     worse, better = noisy_scores(4, flips=0.8), noisy_scores(4, flips=0.1)
     same = bootstrap_difference(better, better, "mean_iou", n=30)
@@ -117,6 +121,7 @@ def test_pairing_takes_out_what_both_have_in_common() -> None:
     assert alone.high - alone.low > 0.05
 
 
+@pytest.mark.needs("pycocotools")
 def test_a_function_can_be_the_statistic() -> None:
     scores = noisy_scores(5)
     interval = bootstrap(scores, lambda drawn: max(s.n_true for s in drawn), n=10)
@@ -125,6 +130,7 @@ def test_a_function_can_be_the_statistic() -> None:
     assert difference.value == scores[0].n_true - scores[-1].n_true
 
 
+@pytest.mark.needs("pycocotools")
 def test_wrong_arguments() -> None:
     scores = noisy_scores(6, images=3)
     unranked = [score_image(np.ones((1, 1), int), np.ones((1, 1), int))]

@@ -23,6 +23,7 @@ def some() -> list[Prediction]:
     ]
 
 
+@pytest.mark.needs("pycocotools")
 def test_measures_are_those_of_the_images() -> None:
     report = measure(some())
     scores = [score_image(labels, truth, scores, ranking=True) for _, labels, scores, truth in some()]
@@ -47,6 +48,7 @@ def test_predictions_may_come_one_at_a_time() -> None:
     assert alive == 3
 
 
+@pytest.mark.needs("pycocotools")
 def test_without_scores_it_is_said_that_all_rank_equal() -> None:
     [note] = measure([("a", ONE, None, TWO)]).notes
     assert "rank equal" in note
@@ -85,6 +87,7 @@ def rows(report: Report) -> dict[str, str]:
     return {line[:22].strip(): line[22:].strip() for line in report.table().splitlines()}
 
 
+@pytest.mark.needs("pycocotools")
 def test_the_table_has_every_measure() -> None:
     table = rows(measure(some()))
     assert table == {
@@ -104,12 +107,14 @@ def test_the_table_has_every_measure() -> None:
     }
 
 
+@pytest.mark.needs("pycocotools")
 def test_measures_without_meaning_are_dashes() -> None:
     table = rows(measure([("a", NONE, [], NONE)]))
     assert table["mIoU"] == table["AP50"] == table["AR100"] == "-"
     assert rows(measure(some()[:2]))["false on empty"] == "-  no image is empty"
 
 
+@pytest.mark.needs("pycocotools")
 def test_intervals_stand_in_brackets() -> None:
     report = measure(some()).with_intervals(n=50, level=0.9, seed=1)
     table = rows(report)
@@ -132,6 +137,7 @@ def test_names_that_have_no_counterpart_are_listed() -> None:
     assert listed.to_dict()["without_image"] == ["i"]
 
 
+@pytest.mark.needs("pycocotools")
 def test_everything_is_json() -> None:
     report = measure([("a", NONE, None, NONE), ("b", TWO, None, ONE)])
     plain = json.loads(json.dumps(report.with_intervals(n=5).to_dict(), allow_nan=False))

@@ -48,6 +48,7 @@ def ablation() -> Ablation:
     return Ablation(sets, tables, {"a": {"b": 1}, "b": {"a": 3}}, draws=20)
 
 
+@pytest.mark.needs("pycocotools")
 def test_markdown_shows_all_sets_first_and_the_intervals_below(ablation: Ablation) -> None:
     head, peers, steps = sections(ablation, COMMAND)
     assert (head.name, peers.name, steps.name) == ("sets", "peers", "steps")
@@ -85,6 +86,7 @@ def test_text_has_every_table(ablation: Ablation) -> None:
         assert f"\n{title}\n---" in f"\n{text}"
 
 
+@pytest.mark.needs("pycocotools")
 def test_json_has_every_measure_with_its_interval(ablation: Ablation) -> None:
     values = json.loads(json.dumps(to_dict(ablation, COMMAND), allow_nan=False))
     assert values["command"] == COMMAND

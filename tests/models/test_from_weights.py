@@ -388,6 +388,7 @@ def test_patch_embedding_alone() -> None:
 
 @pytest.mark.parametrize("kind", ["F64", "F32", "F16"])
 @pytest.mark.parametrize("style", ["dinov2-registers", "transformers-vit"])
+@pytest.mark.needs("safetensors")
 def test_safetensors(tmp_path: Path, style: str, kind: str) -> None:
     write_safetensors(tmp_path / "model.safetensors", tiny_models.tensors(style), kind)
     (tmp_path / "config.json").write_text(json.dumps(tiny_models.config(style)))
@@ -398,6 +399,7 @@ def test_safetensors(tmp_path: Path, style: str, kind: str) -> None:
         assert difference(vit, style) < 1e-5
 
 
+@pytest.mark.needs("safetensors")
 def test_bfloat16(tmp_path: Path) -> None:
     tensors = tiny_models.tensors("dino")
     write_safetensors(tmp_path / "m.safetensors", tensors, "BF16")
@@ -408,6 +410,7 @@ def test_bfloat16(tmp_path: Path) -> None:
     assert not np.array_equal(found["pos_embed"], tensors["pos_embed"])
 
 
+@pytest.mark.needs("safetensors")
 def test_type_that_is_not_read(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "m.safetensors", {"a": np.zeros(4)}, "F8_E4M3")
     with pytest.raises(BuildError, match=r"m\.safetensors keeps a as F8_E4M3"):
@@ -425,6 +428,7 @@ def in_parts(folder: Path) -> Path:
     return index
 
 
+@pytest.mark.needs("safetensors")
 def test_weights_in_several_files(tmp_path: Path) -> None:
     index = in_parts(tmp_path)
     expected = tiny_models.tensors("transformers-dinov2")
@@ -441,6 +445,7 @@ def test_one_file_of_several_is_missing(tmp_path: Path) -> None:
         load_tensors(index)
 
 
+@pytest.mark.needs("safetensors")
 def test_index_that_promises_more(tmp_path: Path) -> None:
     index = in_parts(tmp_path)
     content = json.loads(index.read_text())
@@ -466,6 +471,7 @@ def test_bad_index(tmp_path: Path, content: str) -> None:
         load_tensors(tmp_path / "m.index.json")
 
 
+@pytest.mark.needs("safetensors")
 def test_truncated_and_foreign_files(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     write_safetensors(path, tiny_models.tensors("dino"))
@@ -497,6 +503,7 @@ def test_truncated_and_foreign_files(tmp_path: Path) -> None:
         (["a"], None),
     ],
 )
+@pytest.mark.needs("safetensors")
 def test_header_that_lies(tmp_path: Path, header: Any, size: int | None) -> None:
     text = json.dumps(header).encode()
     (tmp_path / "m.safetensors").write_bytes((size or len(text)).to_bytes(8, "little") + text + bytes(8))
