@@ -38,7 +38,7 @@ __all__ = ["Noted", "Stub", "differing", "make_images", "process_bytes", "run", 
 
 _PIXELS = 640
 """Longer side of a photograph of about 480p."""
-_COPIES, _QUICK_COPIES = 4, 1
+_COPIES, _QUICK_COPIES = 8, 1
 """Files made of each photograph."""
 _TINY, _QUICK_TINY = 100_000, 2_000
 _WITH_OVERLAYS = 10
@@ -80,7 +80,7 @@ def overhead(bench: Bench) -> Table:
     )
     bench.say("runs: overhead")
     folder, count = _photographs(bench)
-    rounds = bench.options.repeats or (2 if bench.quick else 7)
+    rounds = bench.options.repeats or (2 if bench.quick else 5)
     inputs = {"folder": str(folder), "rounds": rounds, "threads": bench.threads}
     own = bench.race(
         {"sparsespec": Contender("runs overhead", inputs, "runs")},
@@ -135,7 +135,7 @@ def engines(bench: Bench) -> Table:
         ),
     )
     folder, count = _photographs(bench)
-    rounds = bench.options.repeats or (2 if bench.quick else 7)
+    rounds = bench.options.repeats or (2 if bench.quick else 5)
     many = max(2, bench.threads)
     ways = {_ONE: (1, bench.threads), _TWO: (many, max(1, bench.threads // many))}
     if bench.threads > 1:
@@ -303,7 +303,7 @@ def make_images(folder: Path, count: int) -> None:
 
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    whole = []
+    whole: list[bytes] = []
     for shape in _TINY_SIZES:
         pixels = rng.integers(0, 256, (4, 4, 3), np.uint8)
         path = folder / f".{len(whole)}.jpg"
