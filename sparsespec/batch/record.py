@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, overload
@@ -280,6 +281,7 @@ def is_record(path: Path) -> bool:
     return f'"program": "{_PROGRAM}"'.encode() in start
 
 
+@cache
 def machine() -> dict[str, Any]:
     """Describe where a run takes place: no name, no address, what is needed to compare timings."""
     libraries = {}
