@@ -85,8 +85,20 @@ def sweep(store: Store) -> None:
         _sweep(store.folder)
 
 
-def remove_outputs(store: Store, paths: Iterable[str]) -> None:
-    """Remove files of images, and the folders that are empty then; nothing outside the folders of results."""
+def remove_outputs(store: Store, paths: Iterable[str], *, item: Item | None = None) -> None:
+    """Remove files of images, and the folders that are empty then; nothing outside the folders of results.
+
+    Parameters
+    ----------
+    store : Store
+        Of the output.
+    paths : iterable of str
+        The files.
+    item : Item, optional
+        Whose they are, while others may be at work: folders go only if they are its own, since somebody may be about
+        to write a file into any other.
+    """
+    own = None if item is None else _own_folders(item)
     folders = set()
     for path in paths:
         if _is_ours(path):
@@ -95,9 +107,14 @@ def remove_outputs(store: Store, paths: Iterable[str]) -> None:
     if store.folder is not None:
         for folder in folders:
             with suppress(OSError):  # not empty
-                while folder:
+                while folder and (own is None or folder.startswith(own)):
                     (store.folder / folder).rmdir()
                     folder = os.path.dirname(folder)
+
+
+def _own_folders(item: Item) -> tuple[str, ...]:
+    pages = page_name(item.name, item.path, 1).rpartition("/")[0]
+    return f"{_CUTOUTS}/{item.name}", *(f"{kind}/{pages}" for kind in (_MASKS, _OVERLAYS, _YOLO, _CUTOUTS))
 
 
 @contextmanager

@@ -173,7 +173,7 @@ class Shard:
             former.update(planned_files(self._job.target, item))
         # Of an image that has changed, or now fails, there may have been more files.
         former.difference_update(*(outcome.files for outcome in outcomes))
-        remove_outputs(self._job.target, former)
+        remove_outputs(self._job.target, former, item=item)
         for outcome in outcomes:
             if outcome.row.fingerprint is None:
                 outcome.row.fingerprint = self._fingerprint(item)

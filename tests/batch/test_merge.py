@@ -159,3 +159,29 @@ def test_a_merge_that_is_given_up_leaves_nothing_open(tmp_path: Path, monkeypatc
     stream.close()  # type: ignore[attr-defined]
     # An open file would be a ResourceWarning, which is an error here.
     del stream
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files in /proc")
+def test_files_that_are_open_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merge, "_FILES_AT_ONCE", 4)
+    paths, shards = paths_of(0, 300), 60
+    state = State(LocalStore(tmp_path))
+    for shard in range(shards):
+        state.finish(shard, {path: [outcome(path)] for path in paths if shard_of(path, shards) == shard}, [])
+    most = 0
+
+    def items(shard: int) -> list[Item]:
+        nonlocal most
+        most = max(most, len(os.listdir("/proc/self/fd")))
+        return [Item(path, path) for path in paths if shard_of(path, shards) == shard]
+
+    before = len(os.listdir("/proc/self/fd"))
+    count = 0
+    for _ in merged(state, shards, items, tmp_path):
+        most = max(most, len(os.listdir("/proc/self/fd")))
+        count += 1
+    assert count == 300
+    assert before + 4 <= most <= before + 3 * 4
+    # With as many as are open otherwise there is room for three times so many on every system.
+    monkeypatch.undo()
+    assert 3 * merge._FILES_AT_ONCE < 256 - 32

@@ -23,6 +23,7 @@ from sparsespec.batch.inputs import Inputs
 from sparsespec.batch.job import Job
 from sparsespec.batch.record import jsonable
 from sparsespec.batch.shard import ShardSummary, work_shard
+from sparsespec.batch.store import LocalStore
 from sparsespec.formats import decode_rle
 
 Photo = Callable[..., Path]
@@ -789,3 +790,13 @@ def test_nothing_is_begun_after_a_callback_has_failed(tmp_path: Path, segmenter:
             run(segmenter, tmp_path / "in", tmp_path / "out", engine=Inline(workers), progress=broken)
     assert len(segmenter.seen) < 6
     assert run(segmenter, tmp_path / "in", tmp_path / "out").count("done") == 6
+
+
+def test_the_record_is_published_when_everything_else_is(
+    tmp_path: Path, segmenter: Segmenter, photo: Photo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo(tmp_path / "in" / "a.jpg")
+    published: list[list[str]] = []
+    monkeypatch.setattr(LocalStore, "publish", lambda self, staging, paths: published.append(list(paths)))
+    run(segmenter, tmp_path / "in", tmp_path / "out")
+    assert published[-2:] == [["instances.json", "report.html"], ["run.json"]]

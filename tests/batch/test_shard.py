@@ -324,3 +324,15 @@ def test_without_its_fingerprint_a_file_is_done_again(job: Job, tmp_path: Path) 
     work(job, ITEMS, until=4)
     (tmp_path / "out" / ".sparsespec" / "times" / f"{NUMBER:06d}.json").unlink()
     assert pending(job) == [item.path for item in ITEMS]
+
+
+def test_folders_of_others_stay_while_they_may_be_at_work(job: Job, tmp_path: Path, photo: Photo) -> None:
+    photo(tmp_path / "in" / "a" / "1.png")
+    item = Item("a/1.png", "a/1")
+    work(job, [item], until=1)
+    (tmp_path / "in" / "a" / "1.png").write_bytes(b"")
+    work(job, [item])
+    assert left(tmp_path / "out") == set()
+    assert (tmp_path / "out" / "masks" / "a").is_dir()
+    assert not (tmp_path / "out" / "cutouts" / "a" / "1").exists()
+    remove_stale(job, NUMBER, [])
