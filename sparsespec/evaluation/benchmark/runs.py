@@ -303,7 +303,7 @@ def make_images(folder: Path, count: int) -> None:
 
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    whole = []
+    whole: list[bytes] = []
     for shape in _TINY_SIZES:
         pixels = rng.integers(0, 256, (4, 4, 3), np.uint8)
         path = folder / f".{len(whole)}.jpg"
