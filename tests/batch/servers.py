@@ -8,13 +8,29 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+_ATTACHED = """
+import os, runpy, sys, threading
+
+def wait():
+    os.read(0, 1)
+    os._exit(1)
+
+threading.Thread(target=wait, daemon=True).start()
+sys.argv.pop(0)
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+def attached(module: str, *arguments: str) -> list[str]:
+    """Give the command that runs a module until the pipe on its standard input is closed, as when we are killed."""
+    return [sys.executable, "-P", "-c", _ATTACHED, module, *arguments]
 
 
 def free_port() -> int:
@@ -44,25 +60,24 @@ class ObjectStore:
 @contextmanager
 def object_store(log: Path) -> Iterator[ObjectStore]:
     """Run an object store in a process of its own."""
-    port = free_port()
     with log.open("wb") as file:
-        command = [sys.executable, "-P", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-        process = subprocess.Popen(command, stdout=file, stderr=file)
-        try:
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=5) as answer:
-                        answer.read()
-                    break
-                except OSError:
+        command = attached("moto.server", "-H", "127.0.0.1", "-p", "0")
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=file)
+        assert process.stdin is not None
+        with process.stdin:
+            try:
+                deadline = time.monotonic() + 120
+                # Said once it listens.
+                while not (
+                    found := re.search(r"Running on http://127\.0\.0\.1:(\d+)", log.read_text(errors="replace"))
+                ):
                     if process.poll() is not None or time.monotonic() > deadline:
-                        raise RuntimeError(log.read_text(errors="replace")) from None
-                    time.sleep(0.1)
-            yield ObjectStore(process, port, log)
-        finally:
-            process.kill()
-            process.wait()
+                        raise RuntimeError(log.read_text(errors="replace"))
+                    time.sleep(0.05)
+                yield ObjectStore(process, int(found[1]), log)
+            finally:
+                process.kill()
+                process.wait()
 
 
 Answer = Callable[[BaseHTTPRequestHandler], None]

@@ -27,9 +27,11 @@ from sparsespec.batch.one import process_file
 from sparsespec.batch.shard import ShardSummary, ShardTask, work_shard
 from sparsespec.batch.store import LocalStore
 
+from .servers import attached
+
 pytest.importorskip("distributed", reason="distributed is not installed")
 
-PATIENCE = 90.0
+PATIENCE = 300.0
 DEADLY = 77
 """Value of the first pixel of an image that ends the worker of whoever looks at it."""
 
@@ -200,13 +202,14 @@ class Farm:
     def worker(self, **environment: str) -> subprocess.Popen[bytes]:
         return self._start(
             "worker", self.address, "--nthreads", "1", "--no-dashboard", "--memory-limit", "0", "--local-directory",
-            str(self._folder), "--death-timeout", "60", **environment,
+            str(self._folder), "--death-timeout", "300", **environment,
         )  # fmt: skip
 
     def _start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
         with (self._folder / f"log-{len(self._processes)}").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "dask", *command],
+                attached("dask", *command),
+                stdin=subprocess.PIPE,
                 env={**os.environ, **environment},
                 stdout=log,
                 stderr=log,
@@ -225,12 +228,13 @@ class Farm:
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """With all that it has started, as if the machine were gone."""
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait(PATIENCE)
+        process.communicate(timeout=PATIENCE)
 
     def close(self) -> None:
         for process in reversed(self._processes):
             if process.poll() is None:
                 self.kill(process)
+            process.communicate(timeout=PATIENCE)
 
 
 @pytest.fixture
