@@ -77,7 +77,8 @@ class Progress(Line):
         if row.status == "failed":
             self._failed += 1
             self.erase()
-            click.echo(f"failed: {readable_name(row.path)}: {readable_name(row.error or '')}", err=True)
+            page = "" if row.page is None else f", page {row.page}"
+            click.echo(f"failed: {readable_name(row.path)}{page}: {readable_name(row.error or '')}", err=True)
         if self._first is None:
             self._first = position - 1
         self._show(position)
