@@ -46,7 +46,9 @@ class Sizes(click.ParamType):
 
 
 @click.command("bench", short_help="Measure speed and memory beside other libraries.")
-@click.argument("part", type=click.Choice([*_PARTS, "runs", "killing", "scheduler", "soak", "gpu", "all"]), default="all")
+@click.argument(
+    "part", type=click.Choice([*_PARTS, "runs", "killing", "scheduler", "soak", "gpu", "all"]), default="all"
+)
 @click.option("--quick", is_flag=True, help="Small sizes, few repeats: to see that all works, not for figures.")
 @click.option("--tokens", type=Sizes(int, 64), default=(), help="Numbers of tokens in place of the usual sizes.")
 @click.option(
@@ -146,8 +148,8 @@ def bench_command(
     Each figure stands beside that of a peer from the same run, with the ratio of the two. Peers beyond SciPy come with
     "pip install 'sparsespec[peers]'"; one that is missing is listed as missing.
 
-    Not among "all" are runs, what a run over a folder costs beside the segmenter, which takes ten minutes, killing, runs
-    that are killed fifty times and gone on with, scheduler, the load of a Dask cluster's scheduler, soak, the
+    Not among "all" are runs, what a run over a folder costs beside the segmenter, which takes ten minutes, killing,
+    runs that are killed fifty times and gone on with, scheduler, the load of a Dask cluster's scheduler, soak, the
     memory of a process that sees 2,000 photographs of 300 sizes, which takes half an hour, and gpu, the network on a
     CUDA GPU.
 
