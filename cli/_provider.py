@@ -37,7 +37,8 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     for value in values:
         key, equals, text = value.partition("=")
         if not (key.strip() and equals):
-            raise click.BadParameter(f"'{value}' is not of the form KEY=VALUE, such as device_id=1.", ctx, param)
+            example = "anon=true" if param.name == "storage_options" else "device_id=1"
+            raise click.BadParameter(f"'{value}' is not of the form {param.metavar}, such as {example}.", ctx, param)
         if key.strip() in options:
             raise click.BadParameter(f"'{key.strip()}' is given twice.", ctx, param)
         options[key.strip()] = text.strip()

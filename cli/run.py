@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 import os
 import sys
@@ -332,6 +333,17 @@ def run_command(
         raise click.UsageError("--dask-scheduler goes with --engine dask.", ctx)
     if video_list is not None and not youtube_vis:
         raise click.UsageError("--video-list goes with --youtube-vis.", ctx)
+    if memory_limit is not None and memory_limit < 1:
+        raise click.UsageError(f"--memory-limit {memory_limit:g} is in megabytes: give 1 or more.", ctx)
+    if engine == "dask" and importlib.util.find_spec("distributed") is None:  # before the output is made
+        raise click.UsageError("--engine dask needs the package distributed: pip install 'sparsespec[dask]'.", ctx)
+    if video_list is not None:
+        try:
+            with open(video_list, "rb"):
+                pass
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise click.UsageError(f"cannot read the --video-list '{_shown(video_list)}': {reason}.", ctx) from error
     size = _size(ctx, long_side, scale, megapixels)
     try:
         inputs = find_inputs(source, output=output, storage_options=storage_options)
@@ -541,9 +553,13 @@ def _sha256(path: Path) -> str:
 
 
 def _one_line(error: Exception) -> str:
+    return _shown(" ".join(str(error).split())) or type(error).__name__
+
+
+def _shown(text: str) -> str:
     from sparsespec.formats.report import readable_name
 
-    return readable_name(" ".join(str(error).split())) or type(error).__name__
+    return readable_name(text)
 
 
 def _summary(result: BatchResult) -> str:

@@ -187,9 +187,15 @@ def test_provider_is_handed_on_and_recorded(
         (["--provider-option", "device_id=1"], "device_id can't be given with the provider 'auto'"),
         (["--provider", "cpu", "--provider-option", "x=1"], "x can't be given with the provider 'cpu': it has none"),
         (["--provider", "cuda", "--provider-option", "x"], "'x' is not of the form KEY=VALUE"),
+        (["--storage-option", "x"], "'x' is not of the form NAME=VALUE, such as anon=true"),
+        (["--memory-limit", "0.5"], "--memory-limit 0.5 is in megabytes: give 1 or more"),
+        (
+            ["--youtube-vis", "--video-list", "nowhere.json"],
+            "cannot read the --video-list 'nowhere.json': No such file",
+        ),
     ],
 )
-def test_provider_that_cannot_be(invoke: Invoke, zoo: Path, tmp_path: Path, options: list[str], words: str) -> None:
+def test_option_that_cannot_be(invoke: Invoke, zoo: Path, tmp_path: Path, options: list[str], words: str) -> None:
     result = invoke("run", "--input", zoo / "good" / "plain.jpg", "--output", tmp_path / "out", *options)
     assert result.exit_code == 2
     assert words in " ".join(result.stderr.split())
@@ -641,3 +647,12 @@ def test_the_real_segmenter_on_one_image(invoke: Invoke, zoo: Path, tmp_path: Pa
     (row,) = record(tmp_path / "out")["images"]
     assert row["instances"] == 1
     assert {"read", "features", "write", "total"} <= set(row["seconds"])
+
+
+def test_dask_that_is_not_installed(invoke: Invoke, zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    source = zoo / "good" / "plain.jpg"
+    result = invoke("run", "--input", source, "--output", tmp_path / "out", "--engine", "dask")
+    assert result.exit_code == 2
+    assert "pip install 'sparsespec[dask]'" in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()

@@ -36,6 +36,7 @@ def check_coco(run: Path, photographs: Path, reads: str) -> None:
         labels_path=str(run / "instances.json"),
         label_types="segmentations",
         label_field="instances",
+        extra_attrs=False,  # our field "label" has the name of an argument of its own
         progress=False,
     )
     samples = {str(Path(sample.filepath).relative_to(photographs)): sample for sample in dataset}

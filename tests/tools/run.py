@@ -154,8 +154,11 @@ def main() -> int:
         folder = (options.folder or Path(temporary)).resolve()
         output = folder / "output"
         if not output.exists():
-            output.mkdir(parents=True)
-            make_output(output)
+            half = folder / "output.half"
+            shutil.rmtree(half, ignore_errors=True)
+            half.mkdir(parents=True)
+            make_output(half)
+            half.rename(output)
         rows = []
         for name in options.names or TOOLS:
             rows += check(name, TOOLS[name], output, folder / "environments")
