@@ -506,7 +506,8 @@ def noted_job(folder: str) -> Job:
             before = time.perf_counter()
 
         def progress(row: Any, settled: int, count: int) -> None:
-            if settled == count:
+            # Files are counted shard by shard: all rows of the last one come with the full number.
+            if settled == count and len(steps) == 2:
                 ended("records of the shards")
 
         inputs = find_inputs(folder)
