@@ -911,7 +911,7 @@ class _Fault(NamedTuple):
         if code in _REFUSED_CREDENTIALS:
             return cls("store", f"the credentials are refused ({said}); {_GIVE_CREDENTIALS}")
         if code == "NoSuchBucket":
-            return cls("store", f"there is no such bucket ({said}); is the name right, and the endpoint?")
+            return cls("store", f"there is no such bucket ({said}); check the name, and the endpoint")
         if code in _WRONG_PLACE:
             return cls("store", f"the server refuses the bucket ({said}); is the name right, and the region?")
         if code in _BUSY:

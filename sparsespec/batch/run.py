@@ -215,8 +215,8 @@ class _Run:
             lost = [path for shard in range(self._plan.shards) for path in gone(self._job, shard, self.items(shard))]
             if lost and not prune:
                 raise OutputsError(
-                    f"{len(lost)} images that the output '{self._job.target.place}' has results of are no longer in the"
-                    f" input, such as '{lost[0]}': put them back, let their results be removed with --prune"
+                    f"{len(lost)} of the images that the output '{self._job.target.place}' has results of are no longer"
+                    f" in the input, such as '{lost[0]}': put them back, let their results be removed with --prune"
                     " (prune=True), or choose another output"
                 )
         if isinstance(self._job.source, UrlStore):

@@ -267,7 +267,9 @@ def test_images_that_are_gone_are_not_forgotten_by_accident(tmp_path: Path, segm
     before = json.loads((out / "run.json").read_text())
     for k in (1, 3):
         (tmp_path / "in" / f"{k}.jpg").unlink()
-    with pytest.raises(OutputsError, match=r"2 images .* no longer in the input, such as '[13]\.jpg': .*--prune"):
+    with pytest.raises(
+        OutputsError, match=r"2 of the images .* no longer in the input, such as '[13]\.jpg': .*--prune"
+    ):
         run(segmenter, tmp_path / "in", out)
     assert json.loads((out / "run.json").read_text()) == before
     assert (out / "masks" / "1.png").exists()
