@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -42,6 +43,9 @@ FINAL_FILES = (
     RECORD_NAME,
 )
 """What a run writes at its end, as far as it is asked for; the record last."""
+
+_ALWAYS = ("instances.json", "report.html", RECORD_NAME)
+_COCO_FILE = re.compile(rf"{_SHARDS}/[0-9]{{6,}}\.json")
 
 
 class OutputsError(ValueError):
@@ -242,14 +246,20 @@ def _is_used(store: Store) -> bool:
 
 def _clear(state: State, names: Iterable[str]) -> None:
     store = state.store
+    # A folder without a run of ours may hold files of such names all the same, which are somebody's.
+    ours = store.size(f"{STATE}/plan.json") is not None
+    if store.folder is not None:
+        ours = ours or is_record(store.folder / RECORD_NAME)
     for shard in state.shards():
         past, _ = state.past(shard)
         remove_outputs(store, (path for outcomes in past.settled.values() for o in outcomes for path in o.files))
-        remove_outputs(store, (file for name in past.names.values() for file in (mask_file(name), overlay_file(name))))
-    remove_outputs(store, list(store.list(_SHARDS)))
+        for path, name in past.names.items():
+            remove_outputs(store, planned_files(store, Item(path, name)))
+    if ours:
+        remove_outputs(store, [path for path in store.list(_SHARDS) if _COCO_FILE.fullmatch(path)])
     if store.folder is not None:
         _clear_folder(store.folder, names)
-    for path in FINAL_FILES:
+    for path in FINAL_FILES if ours else _ALWAYS:
         store.remove(path)
     state.clear()
 

@@ -132,8 +132,7 @@ class Shard:
         self.outdated: list[str] = []
         for item in items:
             outcomes = past.settled.get(item.path)
-            stands = outcomes and item.path not in redo
-            if outcomes and stands and self._stands(item, outcomes, retry_quarantined=retry_quarantined):
+            if outcomes and item.path not in redo and self._stands(item, outcomes, retry_quarantined=retry_quarantined):
                 self._settled[item.path] = outcomes
             else:
                 self.pending.append(item)

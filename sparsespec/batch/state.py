@@ -3,9 +3,9 @@
 All of it lies in ``.sparsespec/`` of the output:
 
 - ``plan.json``: what the results depend on, see `sparsespec.batch.plan`
-- ``journal/00017/*.jsonl``: what is settled of a shard, as it happens, see `sparsespec.batch.journal`
-- ``records/00017.jsonl``: the same of a finished shard, one line an image, sorted, without times
-- ``times/00017.json``: its times, which go into ``run.json`` in the end
+- ``journal/000017/*.jsonl``: what is settled of a shard, as it happens, see `sparsespec.batch.journal`
+- ``records/000017.jsonl``: the same of a finished shard, one line an image, sorted, without times
+- ``times/000017.json``: its times, which go into ``run.json`` in the end
 """
 
 from __future__ import annotations

@@ -47,17 +47,6 @@ def contents(output: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in found.items() if name not in ("run.json", ".sparsespec/lock")}
 
 
-def without_times(output: Path) -> Any:
-    """``run.json`` without what differs from run to run."""
-    record = json.loads((output / "run.json").read_text(encoding="utf-8"))
-    for name in ("started", "finished", "execution"):
-        del record[name]
-    del record["totals"]["seconds"]
-    for row in record["images"]:
-        row["seconds"] = sorted(row["seconds"])
-    return record
-
-
 class Steps:
     """Counts what is done to files of an output, and kills the process just before a certain step, or half-way."""
 

@@ -235,3 +235,15 @@ def test_what_is_unfinished_is_swept_wherever_a_run_writes(tmp_path: Path) -> No
     fill(tmp_path, *(folder + name for folder in folders), f"elsewhere/{name}", "masks/.sparsespec-x", "masks/x.tmp")
     sweep(LocalStore(tmp_path))
     assert left(tmp_path) == {f"elsewhere/{name}", "masks/.sparsespec-x", "masks/x.tmp"}
+
+
+def test_overwriting_leaves_files_that_only_have_names_of_ours(tmp_path: Path) -> None:
+    kept = ("instances/000001.json", "instances/mine.txt", "instances.csv", "yolo/data.yaml")
+    for name in kept:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("somebody's", encoding="utf-8")
+    prepare(LocalStore(tmp_path), Plan({}, "", 1), ["a"], overwrite=True)
+    assert all((tmp_path / name).is_file() for name in kept)
+    State(LocalStore(tmp_path)).write_plan(Plan({}, "", 1))
+    prepare(LocalStore(tmp_path), Plan({"seed": 1}, "", 1), ["a"], overwrite=True)
+    assert [name for name in kept if (tmp_path / name).is_file()] == ["instances/mine.txt"]

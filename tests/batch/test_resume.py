@@ -18,6 +18,7 @@ from PIL import Image
 
 from sparsespec._atomic import TEMPORARY_PATTERN
 from sparsespec.batch import BatchResult, Formats, Inline, OutputsError, find_inputs, run_batch
+from sparsespec.evaluation.benchmark.killing import without_times
 
 HERE = Path(__file__).parent
 Photo = Callable[..., Path]
@@ -60,7 +61,7 @@ def check_same(resuming: ModuleType, output: Path, other: Path) -> None:
     found, expected = resuming.contents(output), resuming.contents(other)
     assert found.keys() == expected.keys()
     assert [name for name in found if found[name] != expected[name]] == []
-    assert resuming.without_times(output) == resuming.without_times(other)
+    assert without_times(output) == without_times(other)
     assert not list(output.rglob(TEMPORARY_PATTERN))
     rows = json.loads((output / "run.json").read_text())["images"]
     places = [(row["path"], row["page"]) for row in rows]

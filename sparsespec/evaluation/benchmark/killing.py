@@ -230,7 +230,7 @@ def differences(output: Path, other: Path) -> list[str]:
     found = sorted(files[0] ^ files[1])
     both = sorted(files[0] & files[1])
     found += [name for name in both if (output / name).read_bytes() != (other / name).read_bytes()]
-    if _without_times(output) != _without_times(other):
+    if without_times(output) != without_times(other):
         found.append("run.json")
     return found
 
@@ -240,7 +240,8 @@ def _files(output: Path) -> set[str]:
     return names - {"run.json", ".sparsespec/lock"}
 
 
-def _without_times(output: Path) -> Any:
+def without_times(output: Path) -> Any:
+    """Read ``run.json`` without what differs from run to run."""
     record = json.loads((output / "run.json").read_text(encoding="utf-8"))
     for name in ("started", "finished", "execution"):
         del record[name]
