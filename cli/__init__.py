@@ -20,9 +20,11 @@ import sparsespec
 from .bench import bench_command
 from .doctor import doctor_command
 from .evaluate import eval_command
+from .explain import explain_command
 from .fit import fit_command
 from .models import models_group
 from .run import run_command
+from .serve import serve_command
 
 __all__ = ["entry", "main"]
 
@@ -91,6 +93,8 @@ def _say_what_models_do() -> None:
 
 
 main.add_command(run_command)
+main.add_command(explain_command)
+main.add_command(serve_command)
 main.add_command(models_group)
 main.add_command(fit_command)
 main.add_command(eval_command)

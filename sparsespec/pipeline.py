@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ from sparsespec.backbone import DEFAULT_LONG_SIDE, Backbone, TokenFeatures
 from sparsespec.closer import crop_around, redraw
 from sparsespec.directions import Directions, find_directions
 from sparsespec.images import PixelSource, as_pixels, crop
+from sparsespec.spectral import smallest_eigenpairs
 
 METHODS = ("sparse", "paper")
 WEIGHTS = ("boc", "cosine")
@@ -149,12 +150,18 @@ class Segmentation:
         How the result came about: model, grid, tokens, channels kept, solver, eigenvalues, residuals and seconds per
         stage, as plain values that JSON can hold. The eigenvalues are the Fiedler values of the masks, in the order of
         the instances: one near 0 falls apart easily.
+    layers
+        (h, w) float32 maps on the token grid, to look at: "foreground", the share of the thresholds on all objectness
+        maps that a token lies above (``method="paper"``: 1 for the foreground's tokens), and "eigenvector 1", ... as
+        far as they were asked for, those of the graph that is cut from the second smallest eigenvalue on, each scaled
+        to a largest magnitude of 1. The image covers the first ``info["extent"]`` tokens (rows, columns) of the grid.
     """
 
     labels: npt.NDArray[np.integer[Any]]
     scores: npt.NDArray[np.float32]
     boxes: npt.NDArray[np.float32]
     info: dict[str, Any]
+    layers: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -283,7 +290,12 @@ class Segmenter:
         other(picture)
 
     def __call__(
-        self, image: npt.ArrayLike | PixelSource, *, out: npt.NDArray[np.integer[Any]] | None = None
+        self,
+        image: npt.ArrayLike | PixelSource,
+        *,
+        out: npt.NDArray[np.integer[Any]] | None = None,
+        eigenvectors: int = 0,
+        watch: Watch | None = None,
     ) -> Segmentation:
         """Segment one image.
 
@@ -296,6 +308,11 @@ class Segmenter:
         out
             (H, W) C-contiguous array of integers for the labels, for instance memory-mapped; it becomes ``labels`` of
             the result. The default makes one of int32.
+        eigenvectors
+            How many of the whole graph to compute for :attr:`Segmentation.layers`. They are there to be looked at; the
+            instances do not depend on them.
+        watch
+            Is called with the name of each step and what it made, in order, see :data:`Watch`.
 
         Returns
         -------
@@ -304,16 +321,17 @@ class Segmenter:
         Raises
         ------
         ValueError
-            When the array isn't an image, has fewer pixels or tokens than the instances asked for, or ``out`` doesn't
-            fit.
+            When the array isn't an image, has fewer pixels or tokens than the instances asked for, ``out`` doesn't
+            fit, or ``eigenvectors`` is negative.
         BusyError, ForkError
             See :meth:`sparsespec.backbone.Backbone.turn`: an image takes one turn, and is segmented within it.
         """
         pixels = as_pixels(image)
+        check_count(eigenvectors, name="eigenvectors", least=0)
         run = self._sparse if self._method == "sparse" else self._paper
         with self._backbone.turn(), limited_threads(self._backbone.threads):
             clock = _Clock()
-            found = run(pixels, clock, out)
+            found = run(pixels, clock, out, eigenvectors, watch or _nobody)
             with clock("refine"):
                 scores, boxes, order = _in_order(found.labels, found.scores)
         info = {
@@ -322,6 +340,7 @@ class Segmenter:
             "provider": found.of_tokens["provider"],
             "method": self._method,
             "grid": list(found.grid),
+            "extent": list(found.extent),
             "tokens": found.grid[0] * found.grid[1],
             "tiles": found.of_tokens["tiles"],
             "views": found.of_tokens["views"],
@@ -329,7 +348,8 @@ class Segmenter:
             **{name: [values[k] for k in order] for name, values in found.of_each.items()},
             "seconds": clock.seconds(),
         }
-        return Segmentation(found.labels, scores, boxes, info)
+        layers = {name: np.reshape(values, found.grid).astype(np.float32) for name, values in found.layers.items()}
+        return Segmentation(found.labels, scores, boxes, info, layers)
 
     def _features(self, pixels: PixelSource, clock: _Clock) -> TokenFeatures:
         with clock("features"):
@@ -344,19 +364,38 @@ class Segmenter:
             )
         return tokens
 
-    def _sparse(self, pixels: PixelSource, clock: _Clock, out: npt.NDArray[np.integer[Any]] | None) -> _Found:
+    def _sparse(
+        self,
+        pixels: PixelSource,
+        clock: _Clock,
+        out: npt.NDArray[np.integer[Any]] | None,
+        eigenvectors: int,
+        watch: Watch,
+    ) -> _Found:
         tokens = self._features(pixels, clock)
-        found = _find(tokens, self._settings, self._directions, self._n_instances, None, clock)
+        watch("features", {"tokens": tokens})
+        found = _find(
+            tokens,
+            self._settings,
+            self._directions,
+            self._n_instances,
+            None,
+            clock,
+            eigenvectors=eigenvectors,
+            watch=watch,
+        )
         frame, of_tokens = _Frame.of(tokens), tokens.info
         # At high resolution these are most of the memory, and what follows needs the masks alone.
         del tokens
         exact = self._n_instances is not None
         with clock("refine"):
             labels = _paint(pixels, found.masks, frame, self._settings, exact, out)
+        watch("refine", {"labels": labels})
         details, scores, of_each, crops = found.details, found.scores, found.of_each, 0
         if self._settings.closer_margin > 0 and len(found.masks):
-            scores, of_each, crops = self._look_closer(pixels, found, frame, labels, clock)
-        return _Found(labels, scores, frame.grid, of_tokens, {**details, "crops": crops}, of_each)
+            scores, of_each, crops = self._look_closer(pixels, found, frame, labels, clock, watch)
+        details = {**details, "crops": crops}
+        return _Found(labels, scores, frame.grid, frame.extent, of_tokens, details, of_each, found.layers)
 
     def _look_closer(
         self,
@@ -365,6 +404,7 @@ class Segmenter:
         frame: _Frame,
         labels: npt.NDArray[np.integer[Any]],
         clock: _Clock,
+        watch: Watch,
     ) -> tuple[npt.NDArray[np.float64], dict[str, list[float]], int]:
         """Redraw instances from crops around them: scores and numbers of each label, and how many crops there were."""
         settings = self._settings
@@ -394,6 +434,7 @@ class Segmenter:
                 regions = np.empty(window.shape[:2], np.min_scalar_type(len(seen.masks)))
                 _paint(window, seen.masks, _Frame.of(tokens), closer, False, regions)
                 taken = redraw(view, k + 1, regions, len(scores) + 1, split=self._n_instances is None)
+            watch("crop", {"instance": k, "box": box, "tokens": tokens, "found": seen, "taken": taken})
             for label, region in taken:
                 if len(taken) > 1:
                     score = float(np.sqrt(found.scores[k] * seen.scores[region - 1]))
@@ -408,12 +449,22 @@ class Segmenter:
                             of_each[name].append(value)
         return np.array(scores), of_each, looked
 
-    def _paper(self, pixels: PixelSource, clock: _Clock, out: npt.NDArray[np.integer[Any]] | None) -> _Found:
+    def _paper(
+        self,
+        pixels: PixelSource,
+        clock: _Clock,
+        out: npt.NDArray[np.integer[Any]] | None,
+        eigenvectors: int,
+        watch: Watch,
+    ) -> _Found:
         tokens = self._features(pixels, clock)
+        watch("features", {"tokens": tokens})
         with clock("foreground"):
             mask = paper.foreground(tokens.keys, tokens.grid)
+        watch("foreground", {"paper": mask})
         with clock("instances"):
             found = paper.instances(tokens.keys, tokens.grid, mask.mask, self._n_instances, self._seed)
+        watch("instances", {"paper": found})
         with clock("refine"):
             labels = refine.enlarge_labels(found.labels, tokens.extent, pixels.shape[:2])
             if out is not None:
@@ -430,7 +481,10 @@ class Segmenter:
         }
         # The published method ranks by nothing; the share of the foreground is at least an order.
         sizes = np.array([m.sum() for m in token_masks], np.float64)
-        return _Found(labels, sizes / max(sizes.sum(), 1), tokens.grid, tokens.info, details)
+        watch("refine", {"labels": labels})
+        layers = {"foreground": mask.mask.astype(np.float64)}
+        layers.update(_eigenvector_layers(found.eigenvectors[:, 1:].T, eigenvectors))
+        return _Found(labels, sizes / max(sizes.sum(), 1), tokens.grid, tokens.extent, tokens.info, details, {}, layers)
 
 
 def segment(image: npt.ArrayLike | PixelSource, **options: Any) -> Segmentation:
@@ -474,6 +528,8 @@ class TokenInstances:
         Numbers about the image, of :attr:`Segmentation.info`.
     of_each
         Numbers about each instance, of :attr:`Segmentation.info`.
+    layers
+        (N,) maps, of :attr:`Segmentation.layers`.
     """
 
     masks: npt.NDArray[np.bool_]
@@ -481,6 +537,63 @@ class TokenInstances:
     candidates: instances.Candidates
     details: dict[str, Any]
     of_each: dict[str, list[float]]
+    layers: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+
+
+Watch = Callable[[str, Mapping[str, Any]], None]
+"""Is told of each step of an image: ``watch(step, made)``. What is made must not be changed or kept for long.
+
+Steps of ``method="sparse"``, in this order:
+
+``features``
+    ``tokens``, the :class:`~sparsespec.backbone.TokenFeatures`.
+``channels``
+    ``reduced``, the three arrays of :func:`sparsespec.channels.instance_channels` for keys, queries and values.
+``affinity``
+    ``graph``, what is cut; ``plain``, the same before :func:`sparsespec.affinity.weaken_back_steps`; ``smoothing``,
+    what maps are smoothed on; ``position``, (N, 2) or None.
+``eigenpairs``
+    ``pairs``, the :class:`~sparsespec.spectral.Eigenpairs` of ``graph``. Only if some were asked for.
+``foreground``
+    ``maps``, a list of :class:`ObjectnessMap`; ``contrast``, the largest smoothed border contrast, or None where the
+    foreground was given; ``anything``, whether that is enough for there to be something.
+``instances``
+    ``cutter``, ``candidates``, ``cut_thresholds``; for each candidate ``votes``, ``residuals`` (None without
+    directions) and ``merit``; ``masks``, (n, N) bool; for each mask ``mask_votes``, ``mask_residuals`` (or None),
+    ``mask_merit`` and ``scores``.
+``refine``
+    ``labels``, pixels before the closer look, which goes on to change them.
+``crop``
+    One for each crop that is looked at: ``instance``, the number from 0 of the mask that it is around; ``box``, top,
+    left, bottom and right in pixels; ``tokens``; ``found``, the :class:`TokenInstances` in it; ``taken``, see
+    :func:`sparsespec.closer.redraw`.
+
+Those of ``method="paper"``: ``features``, ``foreground`` (``paper``, a :class:`sparsespec.paper.PaperForeground`),
+``instances`` (``paper``, a :class:`sparsespec.paper.PaperInstances`), and ``refine``.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectnessMap:
+    """How object-like each token is, by one measure.
+
+    Attributes
+    ----------
+    name
+        "keys", "queries" or "values" for their border contrast, "learned", or "given".
+    raw, smoothed
+        (N,) float64; the latter is thresholded.
+    thresholds
+        That are taken on it.
+    votes
+        How often each of its partitions counts.
+    """
+
+    name: str
+    raw: npt.NDArray[np.float64]
+    smoothed: npt.NDArray[np.float64]
+    thresholds: Sequence[float]
+    votes: int = 1
 
 
 def find_instances(
@@ -576,46 +689,62 @@ def _find(
     n_instances: int | None,
     foreground_mask: npt.NDArray[np.bool_] | None,
     clock: _Clock,
+    *,
+    eigenvectors: int = 0,
+    watch: Watch = lambda step, made: None,
 ) -> TokenInstances:
     grid = tokens.grid
     kinds = (tokens.keys, tokens.queries, tokens.values)
     with clock("channels"):
         reduced = [channels.instance_channels(f, settings.keep, settings.keep_deviation) for f in kinds]
+    watch("channels", {"reduced": reduced})
     with clock("affinity"):
         weigh = affinity.local_affinity if settings.weights == "boc" else affinity.cosine_affinity
         graph = weigh(reduced, grid, sharpness=settings.sharpness)
         ratio = settings.smoothing_sharpness / settings.sharpness
         smoothing_graph = csr_array((graph.data**ratio, graph.indices, graph.indptr), shape=graph.shape)
-        position = None
+        plain, position = graph, None
         if directions is not None and (settings.back_steps or settings.wholeness):
             position = directions.position_of(*kinds)
         if position is not None and settings.back_steps:
             graph = affinity.weaken_back_steps(graph, position, grid, strength=settings.back_steps)
+    watch("affinity", {"graph": graph, "plain": plain, "smoothing": smoothing_graph, "position": position})
+    layers = {}
+    if eigenvectors:
+        with clock("eigenvectors"):
+            pairs = smallest_eigenpairs(graph, min(eigenvectors + 1, graph.shape[0]))
+            layers = _eigenvector_layers(pairs.random_walk_vectors()[:, 1:].T, eigenvectors)
+        watch("eigenpairs", {"pairs": pairs})
     kept = sum(f.shape[1] for f in reduced)
     # At high resolution this is much of the memory, and what follows needs the graph and the features as they were.
-    del reduced
+    del reduced, plain
     with clock("foreground"):
+        contrast, anything = None, True
         if foreground_mask is None:
-            maps, anything = _objectness_maps(kinds, grid, smoothing_graph, settings, directions)
+            maps, contrast = _objectness_maps(kinds, grid, smoothing_graph, settings, directions)
             # Whoever gives the count says that there is something.
-            if not anything and n_instances is None:
-                maps = []
+            anything = contrast >= settings.min_contrast or n_instances is not None
         else:
             chosen = np.asarray(foreground_mask, bool)
             if chosen.shape != (grid[0] * grid[1],):
                 raise ValueError(f"foreground_mask must be of shape ({grid[0] * grid[1]},), not {chosen.shape}")
-            maps = [(chosen.astype(np.float64), (0.5,))]
+            maps = [ObjectnessMap("given", chosen.astype(np.float64), chosen.astype(np.float64), (0.5,))]
+        layers = {"foreground": _foreground_share(maps), **layers}
+    watch("foreground", {"maps": maps, "contrast": contrast, "anything": anything})
     with clock("instances"):
         cutter = instances.RegionCutter(graph, grid)
         cut_thresholds = [cut * 32 / max(grid) for cut in settings.cut_thresholds]
-        candidates = instances.propose(maps, cutter, cut_thresholds=cut_thresholds)
+        partitions = [(m.smoothed, m.thresholds) for m in maps for _ in range(m.votes)] if anything else []
+        candidates = instances.propose(partitions, cutter, cut_thresholds=cut_thresholds)
 
         def whole(residuals: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
             return np.asarray(np.exp(settings.wholeness * (_USUAL_RESIDUAL - residuals)))
 
-        merit = candidates.own_votes()
+        own_votes = merit = candidates.own_votes()
+        residuals = None
         if position is not None:
-            merit = merit * whole(candidates.own_residuals(position, grid))
+            residuals = candidates.own_residuals(position, grid)
+            merit = own_votes * whole(residuals)
         masks = instances.select(candidates, merit=merit, min_merit=settings.min_merit, n_instances=n_instances)
         votes = candidates.votes(masks)
         if n_instances is None:
@@ -623,14 +752,31 @@ def _find(
         elif len(masks) < n_instances:
             masks = instances.split_until(masks, n_instances, cutter)
             votes = candidates.votes(masks)
-        scores = votes
+        mask_merit, mask_residuals = votes, None
         if position is not None:
-            scores = votes * whole(instances.position_residuals(masks, position, grid))
-        scores = _likely_overlap(scores)
+            mask_residuals = instances.position_residuals(masks, position, grid)
+            mask_merit = votes * whole(mask_residuals)
+        scores = likely_overlap(mask_merit)
         # In the order of the result already: where no mask is lost on the way, its label is its number.
         by_score = np.argsort(-scores, kind="stable")
         masks, scores = masks[by_score], scores[by_score]
         fiedler = [cutter.fiedler_value(cutter.tokens_of(mask)) for mask in masks]
+    watch(
+        "instances",
+        {
+            "cutter": cutter,
+            "candidates": candidates,
+            "cut_thresholds": cut_thresholds,
+            "votes": own_votes,
+            "residuals": residuals,
+            "merit": merit,
+            "masks": masks,
+            "mask_votes": votes[by_score],
+            "mask_residuals": None if mask_residuals is None else mask_residuals[by_score],
+            "mask_merit": mask_merit[by_score],
+            "scores": scores,
+        },
+    )
     record = cutter.record
     details = {
         "channels": {"total": sum(f.shape[1] for f in kinds), "kept": kept},
@@ -641,7 +787,7 @@ def _find(
         "largest_residual": record.largest_residual,
     }
     of_each = {"eigenvalues": [value for value, _ in fiedler], "residuals": [residual for _, residual in fiedler]}
-    return TokenInstances(masks, scores, candidates, details, of_each)
+    return TokenInstances(masks, scores, candidates, details, of_each, layers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -651,9 +797,11 @@ class _Found:
     labels: npt.NDArray[np.integer[Any]]
     scores: npt.NDArray[np.float64]
     grid: tuple[int, int]
+    extent: tuple[float, float]
     of_tokens: dict[str, Any]
     details: dict[str, Any]
-    of_each: dict[str, list[float]] = field(default_factory=dict)
+    of_each: dict[str, list[float]]
+    layers: dict[str, npt.NDArray[np.float64]]
 
 
 @dataclass
@@ -673,7 +821,8 @@ class _Clock:
         return {**self.stages, "total": time.perf_counter() - self.start}
 
 
-_Map = tuple[npt.NDArray[np.float64], Sequence[float]]
+def _nobody(step: str, made: Mapping[str, Any]) -> None:
+    """Watch nothing."""
 
 
 def _objectness_maps(
@@ -682,20 +831,51 @@ def _objectness_maps(
     smoothing_graph: csr_array,
     settings: Settings,
     directions: Directions | None,
-) -> tuple[list[_Map], bool]:
-    """Smoothed objectness maps with the thresholds to take on each, and whether there is anything in the image."""
+) -> tuple[list[ObjectnessMap], float]:
+    """Objectness maps, smoothed, and the largest border contrast of the image, smoothed but not standardised."""
     contrasts = [foreground.border_contrast(f, grid, settings.prototypes) for f in kinds]
     columns = [foreground.standardise(m) for m in contrasts] + [np.mean(contrasts, axis=0, dtype=np.float64)]
     if directions is not None and settings.learned_weight:
         columns.append(directions.objectness_of(*kinds) + settings.learned_contrast * contrasts[1])
     smoothed = foreground.smooth(np.column_stack(columns), smoothing_graph, settings.smoothing).T
-    anything = bool(smoothed[3].max() >= settings.min_contrast)
-    maps: list[_Map] = [(values, settings.thresholds) for values in smoothed[:3]]
-    return maps + [(values, settings.learned_thresholds) for values in smoothed[4:]] * settings.learned_weight, anything
+    maps = [
+        ObjectnessMap(name, columns[k], smoothed[k], settings.thresholds)
+        for k, name in enumerate(("keys", "queries", "values"))
+    ]
+    if len(columns) > 4:
+        maps.append(
+            ObjectnessMap("learned", columns[4], smoothed[4], settings.learned_thresholds, settings.learned_weight)
+        )
+    return maps, float(smoothed[3].max())
 
 
-def _likely_overlap(merit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Intersection over union with a true object to expect of an instance: merit overstates it, but orders alike."""
+def _foreground_share(maps: Sequence[ObjectnessMap]) -> npt.NDArray[np.float64]:
+    """Share of the thresholds on all maps that each token lies above."""
+    above = sum(m.votes * (m.smoothed[:, None] > np.asarray(m.thresholds)).sum(axis=1) for m in maps)
+    return np.asarray(above / sum(m.votes * len(m.thresholds) for m in maps), np.float64)
+
+
+def _eigenvector_layers(vectors: npt.NDArray[np.floating[Any]], wanted: int) -> dict[str, npt.NDArray[np.float64]]:
+    """Eigenvectors, one a row, as layers: their largest magnitude is 1, and positive."""
+    layers = {}
+    for number, vector in enumerate(vectors[:wanted], start=1):
+        largest = vector[np.abs(vector).argmax()]
+        layers[f"eigenvector {number}"] = np.asarray(vector / largest if largest else vector, np.float64)
+    return layers
+
+
+def likely_overlap(merit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Intersection over union with a true object to expect of an instance: merit overstates it, but orders alike.
+
+    Parameters
+    ----------
+    merit
+        (n,) votes times wholeness.
+
+    Returns
+    -------
+    (n,) float64 array in (0, 1)
+    """
     return np.asarray(1 / (1 + np.exp(_CALIBRATION[0] - _CALIBRATION[1] * merit)))
 
 

@@ -39,7 +39,9 @@ ORDER: list[tuple[str, ...]] = [
     ("pipeline",),
     ("fitting", "diagnosis"),
     ("formats",),
+    ("explanation",),
     ("batch",),
+    ("server",),
     ("evaluation",),
     ("cli",),
 ]

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 import pickle
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -697,3 +698,42 @@ def test_options_that_are_none(backbone: Backbone, options: dict[str, object], m
 def test_options_that_the_backbone_refuses(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Segmenter(**options)  # type: ignore[arg-type]
+
+
+def test_layers_are_maps_on_the_token_grid_and_change_nothing(segmenter: Segmenter, astronaut: np.ndarray) -> None:
+    image = astronaut
+    plain, layered = segmenter(image), segmenter(image, eigenvectors=3)
+    assert np.array_equal(plain.labels, layered.labels)
+    assert list(plain.layers) == ["foreground"]
+    assert list(layered.layers) == ["foreground", "eigenvector 1", "eigenvector 2", "eigenvector 3"]
+    for layer in layered.layers.values():
+        assert layer.shape == tuple(layered.info["grid"])
+        assert np.abs(layer).max() <= 1
+    # The instances lie on what is above most thresholds.
+    height, width = layered.info["grid"]
+    rows = np.minimum(np.arange(512) * height // 512, height - 1)
+    share = layered.layers["foreground"][rows[:, None], rows[None, :] * width // height]
+    assert share[layered.labels > 0].mean() > 2 * share[layered.labels == 0].mean()
+
+
+def test_who_watches_is_told_every_step_in_order(segmenter: Segmenter, astronaut: np.ndarray) -> None:
+    steps: list[str] = []
+    made: dict[str, Any] = {}
+
+    def watch(step: str, values: Mapping[str, Any]) -> None:
+        steps.append(step)
+        made[step] = values
+
+    result = segmenter(astronaut, eigenvectors=1, watch=watch)
+    first = [step for step in steps if step != "crop"]
+    assert first == ["features", "channels", "affinity", "eigenpairs", "foreground", "instances", "refine"]
+    assert steps.count("crop") == result.info["crops"]
+    n = result.info["tokens"]
+    assert made["instances"]["masks"].shape[1] == n
+    assert [m.name for m in made["foreground"]["maps"]] == ["keys", "queries", "values", "learned"]
+    assert made["affinity"]["graph"].shape == (n, n)
+
+
+def test_a_negative_number_of_eigenvectors(segmenter: Segmenter, astronaut: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="eigenvectors"):
+        segmenter(astronaut, eigenvectors=-1)

@@ -1,0 +1,1 @@
+"""Segmentation over HTTP: an image in, its masks out."""
