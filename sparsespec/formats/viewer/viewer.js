@@ -117,12 +117,14 @@
   }
 
   // What is drawn of the masks of a card or picture: paths, and which instance a pixel belongs to.
-  function masksOf(picture) {
-    const [height, width] = picture.maskSize, owners = new Uint16Array(height * width);
+  function masksOf(picture, toPointAt = true) {
+    const [height, width] = picture.maskSize, owners = toPointAt ? new Uint16Array(height * width) : null;
     const order = picture.instances.map((_, k) => k).sort((a, b) => picture.instances[b].area - picture.instances[a].area);
     const paths = new Array(order.length), middles = new Array(order.length);
     for (const k of order) { // large ones first: of two that overlap, the smaller is the one to be pointed at
       const mask = pixelsOf(picture.instances[k].rle, height);
+      paths[k] = outline(mask, picture.maskSize);
+      if (!owners) continue;
       let sumX = 0, sumY = 0, count = 0;
       for (let y = 1; y < mask.height - 1; y++) {
         for (let x = 1; x < mask.width - 1; x++) {
@@ -131,7 +133,6 @@
           sumX += mask.left + x + 0.5; sumY += mask.top + y + 0.5; count++;
         }
       }
-      paths[k] = outline(mask, picture.maskSize);
       middles[k] = count ? [sumX / count / width, sumY / count / height] : [0.5, 0.5];
     }
     return {paths, owners, middles};
