@@ -125,17 +125,26 @@
     return `#${parameters}`;
   }
 
-  let late = 0;
+  let late = 0, unwritten = null;
 
-  // Write the state into the address; browsers allow only so many changes in a while, hence "soon" for those of typing.
-  function remember(how) {
+  function write(hash, push) {
+    unwritten = null;
     clearTimeout(late);
-    const write = push => {
-      const hash = hashOf(state);
-      if (hash !== (location.hash || "#")) history[push ? "pushState" : "replaceState"]({opened: push && state.image !== null}, "", hash);
-    };
-    if (how === "soon") late = setTimeout(() => write(false), 300);
-    else write(how === "push");
+    if (hash === (location.hash || "#")) return;
+    const opened = state.image !== null && (push || Boolean(history.state && history.state.opened));
+    history[push ? "pushState" : "replaceState"]({opened}, "", hash);
+  }
+
+  // Put the state into the address; browsers allow only so many changes in a while, hence "soon" for those of typing.
+  function remember(how) {
+    if (how === "soon") {
+      unwritten = hashOf(state);
+      clearTimeout(late);
+      late = setTimeout(() => write(unwritten, false), 300);
+      return;
+    }
+    if (how === "push" && unwritten !== null) history.replaceState(history.state, "", unwritten);
+    write(hashOf(state), how === "push");
   }
 
   function within(value, limits) {
@@ -171,7 +180,7 @@
 
   function build() {
     const root = document.getElementById("report");
-    const totals = Object.entries(index.totals);
+    const totals = [...Object.entries(index.totals), ...medians()];
     const parameters = Object.entries(index.parameters);
     const notes = [];
     if (index.interrupted) notes.push("The run was interrupted: this is what it had done until then.");
@@ -202,8 +211,8 @@
     parts.empty = element("div", {class: "empty", hidden: true},
       element("p", {}, rows.length ? "No image is like that." : "There are no images in this run."),
       ...(rows.length ? [element("button", {type: "button", on: {click: clear}}, "Show all images")] : []));
-    parts.pages = pager();
-    parts.pagesBelow = pager();
+    parts.pages = pager("Pages, above the images");
+    parts.pagesBelow = pager("Pages, below the images");
     parts.status = element("p", {class: "status", role: "status", "aria-live": "polite"});
     root.replaceChildren(header,
       element("section", {class: "charts", "aria-label": "Histograms"}, ...parts.charts.map(chart => chart.root)),
@@ -212,6 +221,22 @@
         element("div", {class: "between last"}, keysNote(), parts.pagesBelow.root)),
       dialog());
     document.addEventListener("keydown", pressed);
+  }
+
+  // Figures that the totals don't have; medians only where all images are known.
+  function medians() {
+    const {counts} = index.histograms, made = [];
+    const middle = key => {
+      const values = rows.map(row => row[key]).filter(value => value !== null).sort((a, b) => a - b);
+      return values.length ? values[Math.floor(values.length / 2)] : null;
+    };
+    if (counts.length) made.push(["Nothing found in", whole.format((counts.find(([count]) => count === 0) || [0, 0])[1])]);
+    if (!index.done || index.done[0] === index.done[1]) {
+      const score = middle("score"), time = middle("time");
+      if (score !== null) made.push(["Best score, median", score.toFixed(2)]);
+      if (time !== null) made.push(["Time, median", readableSeconds(time)]);
+    }
+    return made;
   }
 
   // -- search, sorting and limits
@@ -352,7 +377,7 @@
       const low = k / scores.length, high = (k + 1) / scores.length;
       // A score on the border belongs to the bin above.
       return {low: +low.toFixed(4), high: k + 1 === scores.length ? 1 : +(high - 0.00005).toFixed(5), all,
-        label: k % 4 === 0 ? low.toFixed(1) : "", about: `best score ${low.toFixed(2)} to ${high.toFixed(2)}`};
+        label: k % 4 === 0 ? low.toFixed(1) : "", about: `${low.toFixed(2)} to ${high.toFixed(2)}`};
     });
     if (scores.some(Boolean)) made.push(chart("Best score of an image", "score", ofScores));
     const times = rows.map(row => row.time).filter(time => time !== null).sort((a, b) => a - b);
@@ -360,7 +385,7 @@
       // The slowest few would leave no room for the others: the last bin takes them.
       const end = niceStep(times[Math.floor(0.98 * (times.length - 1))] / 20), bins = 20;
       const ofTimes = Array.from({length: bins}, (_, k) => ({low: +(k * end).toFixed(6), high: +((k + 1) * end - 1e-6).toFixed(6), all: 0,
-        label: k % 5 === 0 ? readableSeconds(k * end) : "", about: `${readableSeconds(k * end)} to ${readableSeconds((k + 1) * end)}`}));
+        label: k % 5 ? "" : k ? readableSeconds(k * end) : "0", about: `${readableSeconds(k * end)} to ${readableSeconds((k + 1) * end)}`}));
       ofTimes[bins - 1].high = null;
       ofTimes[bins - 1].about = `more than ${readableSeconds((bins - 1) * end)}`;
       times.forEach(time => { ofTimes[Math.min(bins - 1, Math.floor(time / end))].all++; });
@@ -463,12 +488,12 @@
 
   // -- pages
 
-  function pager() {
+  function pager(name) {
     const text = element("span", {class: "page"});
     const button = (label, sign, by) => element("button", {type: "button", class: "square", "aria-label": label, title: label,
       on: {click: () => turn(by)}}, sign);
     const before = button("Previous page", "‹", -1), after = button("Next page", "›", 1);
-    const root = element("nav", {class: "pager", "aria-label": "Pages"}, before, text, after);
+    const root = element("nav", {class: "pager", "aria-label": name}, before, text, after);
     return {root, update(last) {
       root.hidden = last < 2;
       text.textContent = `Page ${whole.format(state.page)} of ${whole.format(last)}`;
@@ -533,7 +558,10 @@
       ? [row.count === 1 ? "1 instance" : `${row.count} instances`, row.score === null ? null : row.score.toFixed(2),
         row.time === null ? null : readableSeconds(row.time)].filter(Boolean)
       : [row.status];
-    link.append(picture, element("span", {class: "name", title: row.title}, row.title),
+    const cut = row.title.lastIndexOf("/", row.path.length) + 1;
+    const name = element("span", {class: "name", title: row.title}, element("span", {}, row.title.slice(cut)));
+    if (cut) name.prepend(element("span", {class: "folder"}, row.title.slice(0, cut)));
+    link.append(picture, name,
       element("span", {class: "facts"}, ...facts.map((text, k) => element("span", {}, ...(k === 1 && row.score !== null
         ? [element("span", {class: "sv-unseen"}, "best score "), text] : [text])))));
     return card;
@@ -671,46 +699,59 @@
     }
   }
 
+  let returning = null;
+
   function close() {
     if (!parts.dialog.open) return;
-    clearTimeout(late);
-    // Back to where it was opened from, if that was in this page.
-    if (history.state && history.state.opened) {
-      state.image = null;
-      shut();
-      const page = state.page;
-      history.back();
-      addEventListener("popstate", () => {
-        if (state.page !== page) { state.page = page; remember("replace"); refresh(); }
-      }, {once: true});
-      return;
-    }
-    state.image = null;
+    if (unwritten !== null) write(unwritten, false);
+    const row = viewing, back = history.state && history.state.opened;
     shut();
-    remember("replace");
+    state.image = null;
+    // Back to where it was opened from, if that was in this page.
+    if (back) {
+      returning = {page: state.page, row};
+      history.back();
+    } else {
+      remember("now");
+      focusCard(row);
+    }
   }
 
   function shut() {
     opening++;
+    viewing = null;
     leave();
     if (parts.dialog.open) parts.dialog.close();
     document.documentElement.classList.remove("opened");
-    const place = found.slice((state.page - 1) * PAGE, state.page * PAGE).indexOf(viewing);
-    const link = place >= 0 ? parts.grid.children[place].querySelector("a") : null;
-    viewing = null;
-    if (link) link.focus();
+  }
+
+  function focusCard(row) {
+    const place = found.slice((state.page - 1) * PAGE, state.page * PAGE).indexOf(row);
+    if (place >= 0) parts.grid.children[place].querySelector("a").focus();
   }
 
   // The address has changed: by "back", by a link, or by hand.
   function follow() {
+    if (returning) {
+      const {page, row} = returning;
+      returning = null;
+      state.page = page;
+      remember("now");
+      focusCard(row);
+      return;
+    }
     const next = stateOf(location.hash);
     if (hashOf(next) === hashOf(state)) return;
-    const image = next.image === null ? null : rows.find(row => row.key === next.image) || null;
+    clearTimeout(late);
+    unwritten = null;
+    const image = next.image === null ? null : rows.find(row => row.key === next.image) || null, before = viewing;
     state = {...next, image: image ? next.image : null};
     refresh();
-    if (image) {
-      if (viewing !== image) open(image, "replace");
-    } else if (parts.dialog.open) shut();
+    if (image) open(image, "now");
+    else if (parts.dialog.open) {
+      shut();
+      focusCard(before);
+    }
   }
 
   // -- keyboard
@@ -764,7 +805,7 @@
     if (image) {
       const position = found.indexOf(image);
       if (position >= 0) { state.page = Math.floor(position / PAGE) + 1; refresh(); }
-      open(image, "replace");
+      open(image, "now");
     }
     addEventListener("popstate", follow);
     addEventListener("hashchange", follow);
