@@ -1,28 +1,16 @@
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sparsespec.evaluation.benchmark.report_page import BROWSER_ARGUMENTS, find_browser
 from tests.browser.pages import ODD_NAMES, Visit, many_images, report_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
-
-# Nothing is looked for elsewhere: no updates, no experiments, no spelling.
-_QUIET = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(scope="session")
@@ -31,11 +19,11 @@ def browser() -> Iterator[Browser]:
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: pip install '.[browser]'"
     )
-    program = next((found for name in _NAMES if (found := shutil.which(name))), None)
+    program = find_browser()
     if program is None:
-        pytest.skip(f"no browser on the PATH: {', '.join(_NAMES)}")
+        pytest.skip("there is no Chromium on the PATH")
     with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=program, args=list(_QUIET))
+        started = driver.chromium.launch(executable_path=program, args=list(BROWSER_ARGUMENTS))
         yield started
         started.close()
 
