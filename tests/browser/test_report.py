@@ -408,6 +408,7 @@ def test_without_times_and_masks_the_page_works(visit: Open, three: Path, tmp_pa
     assert not seen.page.get_by_role("heading", name="Time").is_visible()
     seen.page.keyboard.press("ArrowLeft")
     seen.page.wait_for_function("() => document.querySelector('.sv-photo img')?.alt === 'a.jpg'")
+    assert seen.page.get_by_text("Its masks are missing: there is no file report/images/a.js").is_visible()
 
 
 @pytest.fixture

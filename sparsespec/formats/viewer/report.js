@@ -65,7 +65,7 @@
       index.columns.forEach((column, k) => { row[column] = values[k]; });
       row.title = row.page ? `${row.path} (page ${row.page})` : row.path;
       row.search = row.title.toLowerCase();
-      row.key = row.name || row.title; // in the address
+      row.key = row.name === null ? `:${row.title}` : row.name; // in the address; names have no colons
       row.times = seconds[number] || null;
       row.count = row.status === "done" ? row.instances : null;
       row.time = row.times ? row.times[row.times.length - 1] : null;
@@ -97,11 +97,11 @@
     const page = Number(parameters.get("page"));
     if (Number.isInteger(page) && page > 0) read.page = page;
     const sort = parameters.get("sort") || "";
-    if (Object.hasOwn(SORTS, sort.replace(/^-/, ""))) {
+    if (Object.keys(SORTS).includes(sort.replace(/^-/, ""))) {
       read.sort = sort.replace(/^-/, "");
       read.down = sort.startsWith("-");
     }
-    const status = (parameters.get("status") || "").split(",").filter(name => Object.hasOwn(STATUSES, name));
+    const status = (parameters.get("status") || "").split(",").filter(name => Object.keys(STATUSES).includes(name));
     if (status.length) read.status = status;
     for (const key of Object.keys(LIMITS)) {
       const match = /^(-?[\d.]+)?\.\.(-?[\d.]+)?$/.exec(parameters.get(key) || "");
@@ -253,9 +253,10 @@
       .map(([key, text]) => element("option", {value: key}, text)));
     parts.direction = element("button", {type: "button", class: "square", on: {click: () => change({down: !state.down})}});
     parts.masks = element("button", {type: "button", "aria-pressed": "true", on: {click: switchMasks}}, "Masks");
-    parts.size = element("input", {type: "range", min: 110, max: 420, value: 190, on: {input: () => {
-      parts.grid.style.setProperty("--row", `${parts.size.value}px`);
-    }}});
+    parts.size = element("input", {type: "range", min: 110, max: 420, value: 190, on: {
+      input: () => parts.grid.style.setProperty("--row", `${parts.size.value}px`),
+      change: () => showCards(), // masks as sharp as the size asks for
+    }});
     parts.limits = {};
     const statuses = Object.keys(STATUSES).filter(name => rows.some(row => row.status === name));
     parts.statuses = statuses.map(name => element("input", {type: "checkbox", value: name, on: {change: statusChanged}}));
@@ -326,7 +327,7 @@
       for (const [key, inputs] of Object.entries(parts.limits)) {
         inputs.forEach((input, side) => {
           const value = state[key] ? state[key][side] : null;
-          input.value = value === null ? "" : String(+(value * LIMITS[key].scale).toFixed(4));
+          input.value = value === null ? "" : String(+(value * LIMITS[key].scale).toFixed(3));
         });
       }
     }
@@ -512,7 +513,7 @@
     live(`Page ${page} of ${last}`);
   }
 
-  const live = text => { parts.status.textContent += `. ${text}`; };
+  const live = text => parts.status.append(element("span", {class: "sv-unseen"}, `. ${text}`));
 
   // -- cards
 
@@ -609,6 +610,7 @@
     parts.body = element("div", {class: "body"});
     parts.dialog = element("dialog", {id: "opened", "aria-labelledby": "opened-title", on: {
       cancel: event => { event.preventDefault(); close(); },
+      close, // a browser may do it unasked
       keydown: event => {
         if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input:not([type=checkbox])")) return;
         const way = {ArrowLeft: -1, ArrowRight: 1, j: 1, k: -1}[event.key];
@@ -658,6 +660,7 @@
       const picture = {
         name: row.title, size, maskSize: card ? card.maskSize : [size[1], size[0]], instances: card ? card.instances : [],
         layers: card ? card.layers : [], photograph: photographsOf(row),
+        note: card ? null : `Its masks are missing: there is no file ${CARDS}${row.name}.js beside this page.`,
         seconds: row.times ? Object.fromEntries([...index.stages.map((stage, k) => [stage, row.times[k]]), ["total", row.time]]) : null,
         links: [["mask", row.mask], ["overlay", row.overlay]].filter(([, path]) => path).map(([text, path]) => ({text, href: quoted(path)})),
       };
@@ -702,7 +705,7 @@
   let returning = null;
 
   function close() {
-    if (!parts.dialog.open) return;
+    if (viewing === null) return;
     if (unwritten !== null) write(unwritten, false);
     const row = viewing, back = history.state && history.state.opened;
     shut();
