@@ -151,7 +151,7 @@ def bench_command(
     killing, runs that are killed a hundred times and gone on with (20 minutes); scheduler, the load of a Dask cluster's
     scheduler (ten minutes); soak, the memory of a process that sees 2,000 photographs of 300 sizes (half an hour);
     report, the size of report.html for 5,000 images and its times in Chromium, which needs "pip install
-    'sparsespec[browser]'" (ten minutes); and gpu, the network on a CUDA GPU.
+    'sparsespec[browser]'" (five minutes); and gpu, the network on a CUDA GPU.
 
     \b
     Examples

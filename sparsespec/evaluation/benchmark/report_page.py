@@ -162,7 +162,7 @@ class Remembered:
     ) -> Segmentation:
         """Give what the segmenter gives; ``out`` is left alone."""
         pixels = np.ascontiguousarray(image)
-        digest = hashlib.blake2b(pixels, digest_size=16).digest()
+        digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
         if digest not in self._known:
             self._known[digest] = self._segmenter(pixels, eigenvectors=eigenvectors)
         return self._known[digest]
