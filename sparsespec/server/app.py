@@ -312,12 +312,12 @@ class _Server:
 
 
 def _problem_of(done: Done, wish: Wish) -> Problem:
-    said = {name: str(done.problem.get(name, "")) for name in ("kind", "title", "detail", "advice")}
+    kind, title, detail, advice = (str(done.problem.get(name, "")) for name in ("kind", "title", "detail", "advice"))
     retry = 10 if done.status == 503 else None
-    members = {"parameter": "n_instances"} if said["kind"] == "parameter" else {}
-    if said["kind"] == "page":
+    members = {"parameter": "n_instances"} if kind == "parameter" else {}
+    if kind == "page":
         members = {"parameter": "page"}
-    return Problem(done.status, **said, retry_after=retry, **members)
+    return Problem(done.status, kind, title, detail, advice, retry_after=retry, **members)
 
 
 async def _unless_gone(request: Request, work: Any) -> tuple[Done, float]:

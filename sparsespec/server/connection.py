@@ -45,10 +45,9 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
             """Notice when a request has come with its headers."""
             before = self.cycle
             super().handle_events()
-            if self.cycle is not before:
-                # One that is answered already has begun to wait for the next.
-                if self.cycle is not None and not self.cycle.response_complete:
-                    self._stop_waiting()
+            # One that is answered already has begun to wait for the next.
+            if self.cycle is not before and self.cycle is not None and not self.cycle.response_complete:
+                self._stop_waiting()
 
         def on_response_complete(self) -> None:
             """Begin to wait for the next request."""

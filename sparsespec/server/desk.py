@@ -1,4 +1,4 @@
-"""Where every request comes in and every answer goes out: its number, the log, who is let in, what goes with answers."""
+"""Where every request comes in and every answer goes out: its number, the log, and who is let in."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ LOGGER = "sparsespec.server"
 _PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 _FIELDS = (
-    "request_id", "method", "path", "status", "ms", "received", "sent", "width", "height", "instances", "stages", "kind",
+    "request_id", "method", "path", "status", "ms", "received", "sent", "width", "height", "instances", "stages",
+    "kind",
 )  # fmt: skip
 
 
@@ -105,7 +106,7 @@ class _Text(logging.Formatter):
             line = record.getMessage()
             if record.exc_info:
                 line += "\n" + self.formatException(record.exc_info)
-        return f"{_time(record)} {record.levelname.lower()} {line}"
+        return f"{_time(record)} {record.levelname.lower()} {line}".rstrip()
 
 
 def handler(kind: str) -> logging.Handler:

@@ -74,7 +74,7 @@ def document(models: list[str], limits: Limits, root_path: str = "") -> dict[str
 
 
 def _segment(models: list[str], limits: Limits) -> dict[str, Any]:
-    binary = {"schema": {}}
+    binary: dict[str, Any] = {"schema": {}}
     boolean = {"type": "boolean", "default": False}
     responses = {
         "200": {

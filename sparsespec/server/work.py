@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from sparsespec.images import ImageReadError
     from sparsespec.pipeline import Segmentation
-    from sparsespec.server.models import OpenModel, ServedModel
+    from sparsespec.server.models import OpenModel
 
 __all__ = ["Done", "answer", "main", "read_said", "said"]
 
