@@ -314,9 +314,8 @@ class _Server:
 def _problem_of(done: Done, wish: Wish) -> Problem:
     kind, title, detail, advice = (str(done.problem.get(name, "")) for name in ("kind", "title", "detail", "advice"))
     retry = 10 if done.status == 503 else None
-    members = {"parameter": "n_instances"} if kind == "parameter" else {}
-    if kind == "page":
-        members = {"parameter": "page"}
+    parameter = {"parameter": "n_instances", "page": "page"}.get(kind)
+    members: dict[str, Any] = {} if parameter is None else {"parameter": parameter}
     return Problem(done.status, kind, title, detail, advice, retry_after=retry, **members)
 
 

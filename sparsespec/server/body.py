@@ -265,11 +265,7 @@ def _of_form(body: bytearray, boundary: str) -> bytes:
     if not ended[0]:
         raise _bad_form("it ends before its last boundary")
     if len(images) != 1:
-        raise _bad_form(
-            f"it has no field '{FIELD}'"
-            if not images
-            else f"it has {len(images)} fields '{FIELD}', one image a request"
-        )
+        raise _bad_form(f"it has {len(images) or 'no'} field{'s' * (len(images) > 1)} '{FIELD}' where one should be")
     return images[0]
 
 

@@ -11,8 +11,8 @@ from sparsespec.server.limits import Limits
 from sparsespec.server.problems import Problem, ProblemError
 
 __all__ = [
-    "COCO", "KINDS", "LABELS", "LARGEST_OVERLAY", "LAST_PAGE", "MOST_LAYERS", "OVERLAY", "PARAMETERS", "Wish", "negotiated",
-    "parse",
+    "COCO", "KINDS", "LABELS", "LARGEST_OVERLAY", "LAST_PAGE", "MOST_LAYERS", "OVERLAY", "PARAMETERS", "Wish",
+    "negotiated", "parse",
 ]  # fmt: skip
 
 LABELS = "image/png"
