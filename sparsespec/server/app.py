@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -23,14 +24,16 @@ from sparsespec.server import metrics, openapi, page
 from sparsespec.server.body import DisconnectedError, Store, check_head, image_of, read_body
 from sparsespec.server.desk import Desk, record_of
 from sparsespec.server.limits import Limits
+from sparsespec.server.logs import LOGGER
 from sparsespec.server.models import Model, ServedModel
-from sparsespec.server.problems import Problem, ProblemError
+from sparsespec.server.problems import Problem, ProblemError, internal
 from sparsespec.server.wish import Wish, parse
 from sparsespec.server.work import Done
 from sparsespec.server.workers import Pool
 
 __all__ = ["Workers", "create_app", "shares"]
 
+_LOG = logging.getLogger(LOGGER)
 _MOST_WORKERS = 4
 _GONE = 499
 
@@ -300,8 +303,10 @@ class _Server:
         record.stages["wait"] = waited
         record.stages |= {stage: float(value) for stage, value in done.facts.get("seconds", {}).items()}
         record.facts = {name: done.facts[name] for name in ("width", "height", "instances") if name in done.facts}
+        if done.trace:
+            _LOG.error("an image met an error\n%s", done.trace, extra={"request_id": record.request_id})
         if done.status != 200:
-            raise ProblemError(_problem_of(done, wish))
+            raise ProblemError(_problem_of(done))
         self._images.add()
         self._pixels.add(record.facts["width"] * record.facts["height"])
         self._instances.add(record.facts["instances"])
@@ -311,7 +316,9 @@ class _Server:
         return Response(done.content, media_type=wish.kind, headers={"Vary": "Accept", "Server-Timing": timing})
 
 
-def _problem_of(done: Done, wish: Wish) -> Problem:
+def _problem_of(done: Done) -> Problem:
+    if not done.problem:
+        return internal()
     kind, title, detail, advice = (str(done.problem.get(name, "")) for name in ("kind", "title", "detail", "advice"))
     retry = 10 if done.status == 503 else None
     parameter = {"parameter": "n_instances", "page": "page"}.get(kind)

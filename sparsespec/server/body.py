@@ -148,19 +148,14 @@ async def read_body(receive: Receive, kind: str, limits: Limits, place: Place) -
     """
     most = _most(kind, limits)
     body = bytearray()
-    late = "The upload was not complete after {:g} s."
-    patience = limits.upload_limit
     try:
         async with asyncio.timeout(limits.upload_limit):
             while True:
                 try:
-                    patience = limits.idle_limit
                     async with asyncio.timeout(limits.idle_limit):
                         message = await receive()
                 except TimeoutError:
-                    late = "Nothing of the upload came for {:g} s."
-                    raise
-                patience = limits.upload_limit
+                    raise _slow(f"Nothing of the upload came for {limits.idle_limit:g} s.") from None
                 if message["type"] == "http.disconnect":
                     raise DisconnectedError
                 chunk = message.get("body", b"")
@@ -181,16 +176,7 @@ async def read_body(receive: Receive, kind: str, limits: Limits, place: Place) -
                 if not message.get("more_body", False):
                     return body
     except TimeoutError:
-        raise ProblemError(
-            Problem(
-                408,
-                "slow-upload",
-                "Upload too slow",
-                late.format(patience),
-                "Send it again over a faster connection, or a smaller image.",
-                close=True,
-            )
-        ) from None
+        raise _slow(f"The upload was not complete after {limits.upload_limit:g} s.") from None
 
 
 def image_of(body: bytearray, kind: str, parameters: dict[str, str], limits: Limits) -> bytes:
@@ -279,6 +265,11 @@ def _bad_form(reason: str) -> ProblemError:
             f"Send multipart/form-data with one file in the field '{FIELD}'.",
         )
     )
+
+
+def _slow(detail: str) -> ProblemError:
+    advice = "Send it again over a faster connection, or a smaller image."
+    return ProblemError(Problem(408, "slow-upload", "Upload too slow", detail, advice, close=True))
 
 
 def _too_large(limits: Limits, size: str) -> Problem:

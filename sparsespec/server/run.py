@@ -270,6 +270,8 @@ def _logging(kind: str) -> Iterator[None]:
     before = [(logger, logger.level, logger.propagate) for logger in loggers]
     for logger, level in zip(loggers, levels.values(), strict=True):
         logger.setLevel(level)
+    # It says what is wrong with each form; the client is told.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     for name in (LOGGER, "uvicorn"):
         logging.getLogger(name).addHandler(writer)
         logging.getLogger(name).propagate = False

@@ -21,7 +21,7 @@ from sparsespec.batch.processes import WorkerError, _ending, _kill_group, _memor
 from sparsespec.batch.worker import _LENGTH, LIFELINE, frame
 from sparsespec.server.limits import Limits
 from sparsespec.server.models import ServedModel
-from sparsespec.server.problems import Problem, ProblemError, internal, stopping
+from sparsespec.server.problems import Problem, ProblemError, stopping
 from sparsespec.server.wish import Wish
 from sparsespec.server.work import Done, read_said
 
@@ -430,9 +430,7 @@ class Pool:
             asked = child.ask("image", (ticket.wish, body, self.limits.max_pixels), self.limits.time_limit)
             del body
             _, done, _ = await asked
-            if done.trace:
-                _LOG.error("an image met an error\n%s", done.trace, extra={"event": "trace"})
-            ticket.settle(done if done.status != 500 else internal())
+            ticket.settle(done)
             self._usual_seconds += 0.1 * (time.perf_counter() - began - self._usual_seconds)
         except _EndedError:
             self._ready[number] = False
