@@ -71,7 +71,7 @@ def misbehave(red: int) -> None:
     elif red == NO_MEMORY:
         raise MemoryError
     elif red == GREEDY:
-        kept = np.ones(600_000_000, np.uint8)
+        kept = np.ones(300_000_000, np.uint8)
         time.sleep(600)
         del kept
     elif red == NAP:

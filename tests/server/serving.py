@@ -9,9 +9,11 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -223,7 +225,7 @@ def served(*, limits: str = "", models: str = "", more: str = "", log: str = "js
     finally:
         if process.poll() is None:
             process.kill()
-        process.communicate()
+        process.wait()
 
 
 class Served:
@@ -232,17 +234,26 @@ class Served:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         self.log: list[dict[str, Any]] = []
+        self._lines: SimpleQueue[str | None] = SimpleQueue()
+        # A pipe that nobody reads from fills up, and the server would wait.
+        threading.Thread(target=self._listen, daemon=True).start()
         self.url = str(self.event("listening")["url"])
         self.port = int(self.url.rpartition(":")[2])
 
     def event(self, name: str) -> dict[str, Any]:
         """Read the log up to an event."""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
+        while (line := self._lines.get(timeout=60)) is not None:
             self.log.append(json.loads(line))
             if self.log[-1]["event"] == name:
                 return self.log[-1]
         raise AssertionError(f"the log ended without {name!r}: {self.log}")
+
+    def _listen(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as log:
+            for line in log:
+                self._lines.put(line)
+        self._lines.put(None)
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=20)

@@ -95,7 +95,7 @@ def test_an_image_that_takes_too_much_memory() -> None:
         assert app.state.pool.restarts["memory"] == 1
         assert (await post(app)).status == 200
 
-    with_app(use, workers=1, limits=Limits(memory_limit=500_000_000))
+    with_app(use, workers=1, limits=Limits(memory_limit=200_000_000))
 
 
 def test_a_full_queue_and_waiting_too_long() -> None:
