@@ -752,7 +752,7 @@ def test_optional_peers_for_real(graph: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_unknown_part() -> None:
-    parts = "kernels, solver, image, backbone, runs, killing, scheduler, soak, report, gpu"
+    parts = "kernels, solver, image, backbone, runs, killing, scheduler, server, soak, report, gpu"
     with pytest.raises(ValueError, match=f"parts must be of {parts}, not 'speed'"):
         benchmark.run(("speed",))
 
