@@ -69,8 +69,8 @@ async def instances(request: Request) -> Answer:
             return await run_in_threadpool(segmented, request.state.segmenter, upload)
         except BusyError:
             raise HTTPException(429, "busy, try again in a few seconds", headers={"Retry-After": "5"}) from None
-        except ImageReadError as error:  # its text names our temporary file, its reason and advice do not
-            raise HTTPException(422, f"{error.reason}; {error.advice}") from None
+        except ImageReadError as error:  # its whole text names our temporary file, and advises us and not the caller
+            raise HTTPException(422, error.reason) from None
 
 
 async def save_body(request: Request, path: Path) -> None:
