@@ -207,6 +207,9 @@ def test_yolo_pseudo_labels(photographs: Path, tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         script.main([str(photographs)])
     assert "remove it" in capsys.readouterr().err
+    if importlib.util.find_spec("ultralytics") is not None:
+        lines = sum(len(text.read_text().splitlines()) for text in dataset.glob("labels/**/*.txt"))
+        assert ultralytics_reads(tmp_path) == lines
 
     # What the reader reads is what the labels say, and nothing else is taken for it.
     text = next(dataset.glob("labels/**/rocket.txt"))
@@ -221,6 +224,31 @@ def test_yolo_pseudo_labels(photographs: Path, tmp_path: Path, capsys: pytest.Ca
         text.write_text(wrong)
         with pytest.raises(ValueError, match="no class 0"):
             script.read_masks(image, text)
+
+
+_ULTRALYTICS = """
+from ultralytics.cfg import get_cfg
+from ultralytics.data import build_yolo_dataset
+from ultralytics.data.utils import check_det_dataset
+data = check_det_dataset("yolo-dataset/data.yaml", autodownload=False)
+task = get_cfg(overrides={"task": "segment"})
+parts = [build_yolo_dataset(task, data[part], 1, data, mode="val") for part in ("train", "val")]
+print(sum(len(label["segments"]) for part in parts for label in part.labels))
+"""
+
+
+def ultralytics_reads(folder: Path) -> int:
+    """How many instances it finds in the data set there."""
+    done = subprocess.run(
+        [sys.executable, "-c", _ULTRALYTICS],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "YOLO_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "true"},
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.splitlines()[-1])
 
 
 def test_pseudo_labels_leave_out_what_is_below_the_score(photographs: Path, capsys: pytest.CaptureFixture[str]) -> None:
