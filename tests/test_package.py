@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import functools
 import importlib.metadata
 import importlib.resources
 import importlib.util
@@ -64,11 +65,12 @@ def imports(tree: ast.AST, module: str, is_package: bool, *, top_level: bool = F
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def parts_imported(path: Path, module: str, *, top_level: bool = False) -> set[str]:
+@functools.cache
+def parts_imported(path: Path, module: str, *, top_level: bool = False) -> frozenset[str]:
     """Which parts of the package, such as "channels" or "formats", a module imports."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names = (n.split(".") for n in imports(tree, module, path.stem == "__init__", top_level=top_level))
-    return {name[1] for name in names if name[0] == "sparsespec" and len(name) > 1 and not name[1].startswith("__")}
+    return frozenset(n[1] for n in names if n[0] == "sparsespec" and len(n) > 1 and not n[1].startswith("__"))
 
 
 MODULES = dict(sources())
