@@ -297,6 +297,7 @@ def test_local_cluster_gives_what_inline_gives(job: Any, tmp_path: Path, monkeyp
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_stop_finishes_the_files_at_work_and_the_next_run_goes_on(job: Any, tmp_path: Path) -> None:
     work, tasks = job(6, 10, seconds=0.02)
     stopping = threading.Event()
@@ -336,6 +337,7 @@ def _trackers() -> set[Any]:
     return {child for child in children if "resource_tracker" in " ".join(child.cmdline())}
 
 
+@pytest.mark.slow
 def test_a_disk_that_does_not_answer_is_asked_again(job: Any, stub: Any, tmp_path: Path) -> None:
     work, tasks = job(1, 2)
     shaky = Job(work.segmenter, work.source, stub.Full(tmp_path / "out"))

@@ -181,14 +181,14 @@ def test_no_more_threads_than_processors() -> None:
 
 
 @posix
-@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("workers", "what", "said"),
     [
-        ("segfault", "ended by SIGSEGV (it touched memory that is not its own), twice"),
-        ("killed", "ended by SIGKILL (killed from outside, as the system does when memory runs out), twice"),
-        ("exit", "ended with exit code 3, twice"),
-        ("sys.exit", "ended with exit code 1 (no reason), twice"),
+        (1, "segfault", "ended by SIGSEGV (it touched memory that is not its own), twice"),
+        (2, "segfault", "ended by SIGSEGV (it touched memory that is not its own), twice"),
+        (2, "killed", "ended by SIGKILL (killed from outside, as the system does when memory runs out), twice"),
+        (1, "exit", "ended with exit code 3, twice"),
+        (2, "sys.exit", "ended with exit code 1 (no reason), twice"),
     ],
 )
 def test_what_ends_its_process_is_quarantined(

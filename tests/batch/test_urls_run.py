@@ -114,6 +114,7 @@ def test_a_bucket_gives_what_a_folder_gives(tmp_path: Path, server: ObjectStore,
     same(results(target), results(open_store(tmp_path / "out")))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_in_its_bucket(tmp_path: Path, server: ObjectStore, photos: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(_SCRIPT)
