@@ -14,7 +14,7 @@ from ._progress import Line
 __all__ = ["bench_command"]
 
 _PARTS = ("kernels", "solver", "image", "backbone")
-_LONG_PARTS = ("runs", "killing", "scheduler", "soak", "gpu")
+_LONG_PARTS = ("runs", "killing", "scheduler", "soak", "report", "gpu")
 _FAILED = 1
 
 
@@ -91,7 +91,7 @@ class Sizes(click.ParamType):
     "--photographs",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Of the part soak; tiny images of the part runs.  [default: 2000; 100000]",
+    help="Of the part soak; tiny images of the part runs; images of the part report.  [default: 2000; 100000; 5000]",
 )
 @click.option(
     "--names",
@@ -149,8 +149,9 @@ def bench_command(
 
     Not among "all" are those that take long: runs, what a run over a folder costs beside the segmenter (ten minutes);
     killing, runs that are killed a hundred times and gone on with (20 minutes); scheduler, the load of a Dask cluster's
-    scheduler (ten minutes); soak, the memory of a process that sees 2,000 photographs of 300 sizes (half an hour); and
-    gpu, the network on a CUDA GPU.
+    scheduler (ten minutes); soak, the memory of a process that sees 2,000 photographs of 300 sizes (half an hour);
+    report, the size of report.html for 5,000 images and its times in Chromium, which needs "pip install
+    'sparsespec[browser]'" (five minutes); and gpu, the network on a CUDA GPU.
 
     \b
     Examples

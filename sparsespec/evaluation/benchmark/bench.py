@@ -45,7 +45,7 @@ class Options:
         Folder in which features are kept for the next run; None for a temporary one.
     photographs, sizes
         Of the part "soak": so many pictures, of so many sizes; None for 2,000 of 300. Of the part "runs": so many tiny
-        images; None for 100,000.
+        images; None for 100,000. Of the part "report": so many images; None for 5,000.
     names
         Of the part "runs": so many images that are only named; None for 200,000.
     model
@@ -161,8 +161,8 @@ def run(
     Parameters
     ----------
     parts
-        Of "kernels", "solver", "image" and "backbone", and of "runs", "killing", "scheduler", "soak" and "gpu", which
-        aren't run by default.
+        Of "kernels", "solver", "image" and "backbone", and of "runs", "killing", "scheduler", "soak", "report" and
+        "gpu", which aren't run by default.
     options
         How to measure.
     say
@@ -182,7 +182,18 @@ def run(
     InputError
         No photographs where the options look for them, or one that can't be read; or no such model.
     """
-    from sparsespec.evaluation.benchmark import backbone, gpu, image, kernels, killing, runs, scheduler, soak, solver
+    from sparsespec.evaluation.benchmark import (
+        backbone,
+        gpu,
+        image,
+        kernels,
+        killing,
+        report_page,
+        runs,
+        scheduler,
+        soak,
+        solver,
+    )
 
     chosen = list(parts)
     known: dict[str, Callable[[Bench], Any]] = {
@@ -194,6 +205,7 @@ def run(
         "killing": killing.run,
         "scheduler": scheduler.run,
         "soak": soak.run,
+        "report": report_page.run,
         "gpu": gpu.run,
     }
     for part in chosen:
