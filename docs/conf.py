@@ -31,6 +31,7 @@ extensions = [
     "sphinx_click",
     "commands",
     "docstrings",
+    "folded",
     "mathml",
     "outer_pages",
     "signatures",
@@ -59,6 +60,8 @@ html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sphinx = False
+# The search fetches pages for their summaries, which browsers forbid it for pages from disk.
+html_show_search_summary = False
 html_theme_options = {
     "footer_icons": [],
     "light_css_variables": {"color-brand-primary": "#5b3fa0", "color-brand-content": "#5b3fa0"},

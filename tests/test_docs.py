@@ -324,6 +324,12 @@ def test_site_takes_help_texts_for_what_they_are(extension: Callable[[str], Modu
     assert kept == ["", "::", "", "    Examples", "      sparsespec run *", "", "", "More."]
 
 
+@pytest.mark.needs("sphinx")
+def test_site_folds_without_headings(extension: Callable[[str], ModuleType]) -> None:
+    text = "# A\n<details>\n\n### B\n\ntext\n</details>\n## C\n"
+    assert extension("folded").flattened(text) == "# A\n<details>\n\n**B**\n\ntext\n</details>\n## C\n"
+
+
 @pytest.mark.needs("latex2mathml")
 def test_equations_become_mathml() -> None:
     from latex2mathml.converter import convert
