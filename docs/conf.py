@@ -37,7 +37,7 @@ extensions = [
     "signatures",
     "source_pages",
 ]
-exclude_patterns = ["_build", "README.md", "recipes/README.md"]
+exclude_patterns = ["_build", "README.md"]
 templates_path = ["_templates"]
 default_role = "code"
 nitpicky = True
