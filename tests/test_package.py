@@ -18,7 +18,7 @@ HEAVY = ("onnxruntime", "numba", "scipy", "skimage", "pyamg", "imageio", "PIL")
 # Each may import those before it and its own part of the package; a tuple shares one place.
 ORDER: list[tuple[str, ...]] = [
     ("_cgroups",),
-    ("_threads", "_turns", "_atomic", "_locks", "_checks", "_mapped", "_tiff", "_tiff_pages", "_jpeg"),
+    ("_threads", "_turns", "_atomic", "_locks", "_checks", "_mapped", "_tiff", "_tiff_pages", "_jpeg", "_display"),
     ("_kernels",),
     ("_multigrid",),
     ("_eigensolvers", "position_table", "resample", "images"),
@@ -134,7 +134,7 @@ def test_only_those_with_a_kernel_of_their_own_import_kernels() -> None:
 def test_formats_do_not_know_the_pipeline() -> None:
     for module, path in MODULES.items():
         if module.startswith("sparsespec.formats"):
-            assert parts_imported(path, module, top_level=True) <= {"formats", "_atomic", "_mapped"}
+            assert parts_imported(path, module, top_level=True) <= {"formats", "_atomic", "_display", "_mapped"}
 
 
 @pytest.mark.parametrize("part", ["", ".models", ".images", ".formats", ".batch", ".cli"])
