@@ -15,7 +15,7 @@ from sparsespec._atomic import write_atomic
 from sparsespec.batch.job import Formats, Outcome
 from sparsespec.batch.record import RECORD_NAME, RecordWriter, Row
 from sparsespec.formats.coco import CocoWriter
-from sparsespec.formats.report import ReportCard, ReportWriter
+from sparsespec.formats.report import RUN_SCRIPT, ReportRow, ReportWriter
 from sparsespec.formats.table import TableWriter
 from sparsespec.formats.yolo import yolo_dataset_yaml
 from sparsespec.formats.youtube_vis import YouTubeVisWriter, video_ids
@@ -35,11 +35,14 @@ class Facts:
         What they don't depend on.
     started : str
         ISO 8601.
+    photographs : str or None
+        Where the report finds the images, of `sparsespec.formats.report.photographs_link`.
     """
 
     parameters: Mapping[str, Any]
     execution: Mapping[str, Any]
     started: str
+    photographs: str | None = None
 
 
 def now() -> str:
@@ -51,7 +54,14 @@ def write_running(folder: Path, facts: Facts) -> None:
     """Write a ``run.json`` without images, by which the output is known for what it is while the run goes on."""
     record = RecordWriter(folder / RECORD_NAME)
     try:
-        record.close(state="running", **vars(facts), finished=None, seconds=0.0)
+        record.close(
+            state="running",
+            parameters=facts.parameters,
+            execution=facts.execution,
+            started=facts.started,
+            finished=None,
+            seconds=0.0,
+        )
     finally:
         record.discard()
 
@@ -66,7 +76,7 @@ def assemble(
     state: str,
     seconds: float,
 ) -> tuple[dict[str, int], list[str]]:
-    """Write ``instances.json``, ``report.html``, whatever else is asked for, and ``run.json``.
+    """Write ``instances.json``, ``report.html`` and its script, whatever else is asked for, and ``run.json``.
 
     Parameters
     ----------
@@ -123,14 +133,13 @@ def assemble(
             cleanup.callback(videos.writer.discard)
         for row in unlisted:
             record.add(row)
-            report.add(ReportCard(name=row.path, status=row.status, error=row.error))
+            report.add(ReportRow(row.path, row.status, error=row.error))
         for image_id, outcome in enumerate(outcomes, start=1):
             row = outcome.row
             record.add(row)
             if row.status == "done" and row.size is not None and coco is not None:
                 coco.add(image_id, row.path, row.size[0], row.size[1], outcome.annotations, page=row.page)
-            if row.status != "done" or outcome.thumbnail is not None:
-                report.add(_card(outcome))
+            report.add(_report_row(outcome))
             if row.status == "done" and row.size is not None and table is not None:
                 about = (row.path, row.page, *row.size)
                 table.add(image_id, *about, outcome.annotations, outcome.properties, row.mask)
@@ -149,12 +158,23 @@ def assemble(
             (folder / "yolo").mkdir(exist_ok=True)
             write_atomic(folder / "yolo" / "data.yaml", yolo_dataset_yaml().encode())
             written.append("yolo/data.yaml")
-        done = record.counts["done"]
+        finished = now()
         report.close(
-            totals=_captions(record.counts), parameters=facts.parameters, interrupted=state != "finished", of=done
+            totals=_captions(record.counts),
+            parameters=facts.parameters,
+            interrupted=state != "finished",
+            photographs=facts.photographs,
+            finished=finished,
         )
-        written.append("report.html")
-        record.close(state=state, **vars(facts), finished=now(), seconds=seconds)
+        written += [RUN_SCRIPT, "report.html"]
+        record.close(
+            state=state,
+            parameters=facts.parameters,
+            execution=facts.execution,
+            started=facts.started,
+            finished=finished,
+            seconds=seconds,
+        )
         written.append(RECORD_NAME)
     return dict(record.counts), written
 
@@ -183,18 +203,24 @@ class _Videos:
         self.writer.add(name, frame, width, height, outcome.annotations if done else [])
 
 
-def _card(outcome: Outcome) -> ReportCard:
+def _report_row(outcome: Outcome) -> ReportRow:
     row = outcome.row
-    return ReportCard(
-        name=row.path if row.page is None else f"{row.path}, page {row.page}",
-        status=row.status,
-        count=row.instances,
+    area = None
+    if row.status == "done" and row.size is not None:
+        area = sum(annotation["area"] for annotation in outcome.annotations) / (row.size[0] * row.size[1])
+    return ReportRow(
+        row.path,
+        row.status,
+        page=row.page,
+        instances=row.instances,
         score=max(row.scores, default=None),
+        area=area,
         size=row.size,
-        thumbnail=outcome.thumbnail,
+        name=outcome.card,
         overlay=row.overlay,
         mask=row.mask,
         error=row.error,
+        seconds=row.seconds,
     )
 
 

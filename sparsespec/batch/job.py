@@ -103,13 +103,13 @@ class Item:
         Relative to the input, ``/`` between the parts.
     name : str
         Its output name, of `sparsespec.batch.names.output_names`.
-    thumbnail : bool
-        The report will show it.
+    card : bool
+        The report shows it: what it needs for that is written.
     """
 
     path: str
     name: str
-    thumbnail: bool = True
+    card: bool = True
 
 
 @dataclass
@@ -124,8 +124,8 @@ class Outcome:
         For ``instances.json``; of `sparsespec.formats.coco.instance_annotations`.
     properties : list of dict
         For the table, one for each annotation; empty when none is asked for.
-    thumbnail : bytes or None
-        A small JPEG for the report.
+    card : str or None
+        Under this output name the report shows it.
     files : dict of str to int
         Size in bytes of each file written, by its path relative to the output.
     name : str
@@ -135,7 +135,7 @@ class Outcome:
     row: Row
     annotations: list[dict[str, Any]] = field(default_factory=list)
     properties: list[dict[str, Any]] = field(default_factory=list)
-    thumbnail: bytes | None = None
+    card: str | None = None
     files: dict[str, int] = field(default_factory=dict)
     name: str = ""
 

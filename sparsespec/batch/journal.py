@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import secrets
@@ -37,7 +36,7 @@ def outcome_to(outcome: Outcome) -> dict[str, Any]:
     content["files"] = outcome.files
     content["annotations"] = outcome.annotations
     content["properties"] = outcome.properties
-    content["thumbnail"] = None if outcome.thumbnail is None else base64.b64encode(outcome.thumbnail).decode("ascii")
+    content["card"] = outcome.card
     return content
 
 
@@ -47,12 +46,11 @@ def outcome_from(
     """Turn JSON values of `outcome_to` back into an outcome."""
     fields = dict(content)
     name, files, annotations = fields.pop("name"), fields.pop("files"), fields.pop("annotations")
-    properties, thumbnail = fields.pop("properties"), fields.pop("thumbnail")
+    properties, card = fields.pop("properties"), fields.pop("card")
     if fields["size"] is not None:
         fields["size"] = tuple(fields["size"])
     row = Row(**fields, seconds=dict(seconds or {}), fingerprint=fingerprint)
-    picture = None if thumbnail is None else base64.b64decode(thumbnail)
-    return Outcome(row, annotations, properties, picture, files, name)
+    return Outcome(row, annotations, properties, card, files, name)
 
 
 @dataclass

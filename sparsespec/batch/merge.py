@@ -90,8 +90,8 @@ def _shard(state: State, number: int, items: Sequence[Item], stack: ExitStack) -
         path = outcome.row.path
         if outcome.name != known[path].name:
             continue
-        if not known[path].thumbnail:
-            outcome.thumbnail = None
+        if not known[path].card:
+            outcome.card = None
         seen.add(path)
         # What was not reached stands between what was, as in the list of inputs.
         while items[position].path != path:

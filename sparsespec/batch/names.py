@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 __all__ = ["OutputNames", "output_names", "page_name", "result_name", "why_not_relative"]
 
-_ENDINGS = (".png", ".jpg", ".txt")
+_ENDINGS = (".png", ".jpg", ".txt", ".js")
 """What is put behind a name, in lower case."""
 
 _LONGEST_PART = 255 - max(map(len, _ENDINGS))

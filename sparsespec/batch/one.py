@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -14,22 +15,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sparsespec._atomic import temporary_beside
+from sparsespec._atomic import temporary_beside, write_atomic
 from sparsespec._mapped import release
 from sparsespec.batch.inputs import leads_outside
-from sparsespec.batch.job import Item, Job, Outcome, failure
+from sparsespec.batch.job import ImageSegmenter, Item, Job, Outcome, failure
 from sparsespec.batch.names import page_name
-from sparsespec.batch.outputs import mask_file, overlay_file, yolo_file
+from sparsespec.batch.outputs import card_files, mask_file, overlay_file, yolo_file
 from sparsespec.batch.record import Row, jsonable
 from sparsespec.batch.remote import StoreError
 from sparsespec.batch.store import inside
+from sparsespec.formats.card import MASK_SIDE, card_photograph, card_script
 from sparsespec.formats.coco import instance_annotations
 from sparsespec.formats.cutouts import cutout_path, write_cutouts
 from sparsespec.formats.labels import write_label_png
 from sparsespec.formats.overlay import (
     DEFAULT_MAX_SIDE,
     draw_instances,
-    jpeg_bytes,
     reduced_copy,
     write_overlay_jpeg,
 )
@@ -46,8 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = ["explain", "process_file", "reason"]
 
-THUMBNAIL_SIDE = 420
-"""Longest side of a picture in the report, in pixels."""
+EIGENVECTORS = 4
+"""So many are among the layers that the report shows."""
 
 _DETAILS = ("model", "grid", "tokens", "tiles", "views", "solver", "provider")
 _LONGEST_ERROR = 400
@@ -160,10 +161,10 @@ class _Image:
             row.seconds["read"] = time.perf_counter() - began
             with _label_file(staging, (height, width)) if large else nullcontext() as labels_file:
                 before = time.perf_counter()
-                if labels_file is None:
-                    segmentation = job.segmenter(image)
-                else:
-                    segmentation = job.segmenter(image, out=labels_file)
+                options: dict[str, Any] = {} if labels_file is None else {"out": labels_file}
+                if self._item.card and _has_eigenvectors(job.segmenter):
+                    options["eigenvectors"] = EIGENVECTORS
+                segmentation = job.segmenter(image, **options)
                 labels, scores = _checked(segmentation, (height, width))
                 info = segmentation.info
                 row.seconds.update(_stages(info, time.perf_counter() - before))
@@ -175,23 +176,22 @@ class _Image:
                     write_label_png(self._place(staging, mask_file(self._name)), labels)
                 row.mask = self._written[-1]
                 photo = None
-                if formats.overlays or self._item.thumbnail:
-                    photo, small = reduced_copy(image, labels, DEFAULT_MAX_SIDE if formats.overlays else THUMBNAIL_SIDE)
-            thumbnail = None
+                if formats.overlays or self._item.card:
+                    photo, small = reduced_copy(image, labels, DEFAULT_MAX_SIDE if formats.overlays else MASK_SIDE)
             if photo is not None:
                 if formats.overlays:
                     overlay = draw_instances(photo, small, scores)
                     with _output_errors():
                         write_overlay_jpeg(self._place(staging, overlay_file(self._name)), overlay)
                     row.overlay = self._written[-1]
-                if self._item.thumbnail:
-                    thumbnail = jpeg_bytes(_thumbnail(photo, small, scores), quality=80)
+                if self._item.card:
+                    self._write_card(staging, photo, small, annotations, segmentation)
             row.seconds["write"] = time.perf_counter() - before
         row.status = "done"
         row.instances = len(annotations)
         row.scores = [annotation["score"] for annotation in annotations]
         row.details = {key: jsonable(info[key]) for key in _DETAILS if key in info}
-        return Outcome(row, annotations, properties, thumbnail, name=self._item.name)
+        return Outcome(row, annotations, properties, self._name if self._item.card else None, name=self._item.name)
 
     def _more(
         self, staging: Path, source: PixelSource, labels: npt.NDArray[Any], annotations: list[dict[str, Any]]
@@ -214,6 +214,28 @@ class _Image:
                 row.cutouts = write_cutouts(staging, self._name, source, labels, annotations)
             self._written += row.cutouts
         return instance_properties(source, labels, annotations) if formats.table is not None else []
+
+    def _write_card(
+        self,
+        staging: Path,
+        photo: Image.Image,
+        labels: npt.NDArray[Any],
+        annotations: list[dict[str, Any]],
+        segmentation: Segmentation,
+    ) -> None:
+        assert self._row.size is not None
+        layers = getattr(segmentation, "layers", None)
+        script = card_script(
+            self._name,
+            self._row.size,
+            labels,
+            annotations,
+            layers if isinstance(layers, Mapping) else None,
+            segmentation.info.get("extent"),
+        )
+        for path, content in zip(card_files(self._name), (card_photograph(photo), script), strict=True):
+            with _output_errors():
+                write_atomic(self._place(staging, path), content)
 
     def _place(self, staging: Path, path: str) -> Path:
         """Give the place of a file to be written, with its folder made."""
@@ -282,9 +304,10 @@ def _label_file(folder: Path, shape: tuple[int, int]) -> Iterator[npt.NDArray[np
             path.unlink(missing_ok=True)
 
 
-def _thumbnail(photo: Image.Image, labels: npt.NDArray[Any], scores: npt.NDArray[Any]) -> Image.Image:
-    smaller, small = reduced_copy(np.asarray(photo), labels, THUMBNAIL_SIDE)
-    return draw_instances(smaller, small, scores)
+def _has_eigenvectors(segmenter: ImageSegmenter) -> bool:
+    # One of ours has this module loaded; others are called as their protocol says.
+    pipeline = sys.modules.get("sparsespec.pipeline")
+    return pipeline is not None and isinstance(segmenter, pipeline.Segmenter)
 
 
 def _checked(segmentation: Segmentation, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

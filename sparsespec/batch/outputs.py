@@ -16,10 +16,12 @@ from sparsespec.batch.plan import Plan, PlanError
 from sparsespec.batch.record import RECORD_NAME, is_record, stored_rows
 from sparsespec.batch.state import STATE, State
 from sparsespec.batch.store import Store, inside
+from sparsespec.formats.report import RUN_SCRIPT
 
 __all__ = [
     "FINAL_FILES",
     "OutputsError",
+    "card_files",
     "coco_file",
     "held",
     "mask_file",
@@ -32,9 +34,14 @@ __all__ = [
 ]
 
 _MASKS, _OVERLAYS, _CUTOUTS, _YOLO, _SHARDS = "masks", "overlays", "cutouts", "yolo/labels", "instances"
+_REPORT = "report"
+# Below that folder, so that no image can be called like the file of the report beside it.
+_CARDS = f"{_REPORT}/images"
+_OF_IMAGES = (_MASKS, _OVERLAYS, _YOLO, _CUTOUTS, _CARDS)
 FINAL_FILES = (
     "instances.json",
     "report.html",
+    RUN_SCRIPT,
     "instances.csv",
     "instances.parquet",
     "youtube_vis.json",
@@ -44,7 +51,7 @@ FINAL_FILES = (
 )
 """What a run writes at its end, as far as it is asked for; the record last."""
 
-_ALWAYS = ("instances.json", "report.html", RECORD_NAME)
+_ALWAYS = ("instances.json", "report.html", RUN_SCRIPT, RECORD_NAME)
 _COCO_FILE = re.compile(rf"{_SHARDS}/[0-9]{{6,}}\.json")
 
 
@@ -67,6 +74,11 @@ def yolo_file(name: str) -> str:
     return f"{_YOLO}/{name}.txt"
 
 
+def card_files(name: str) -> tuple[str, str]:
+    """Give the paths of what the report shows of an image, relative to the output: its photograph, and the rest."""
+    return f"{_CARDS}/{name}.jpg", f"{_CARDS}/{name}.js"
+
+
 def coco_file(shard: int) -> str:
     """Give the path of the COCO JSON of a shard, relative to the output."""
     return f"{_SHARDS}/{shard:06d}.json"
@@ -74,12 +86,12 @@ def coco_file(shard: int) -> str:
 
 def planned_files(store: Store, item: Item) -> Iterator[str]:
     """List what a process may have written of a file when it ended too early to tell."""
-    yield from (mask_file(item.name), overlay_file(item.name), yolo_file(item.name))
+    yield from (mask_file(item.name), overlay_file(item.name), yolo_file(item.name), *card_files(item.name))
     pages = page_name(item.name, item.path, 1).rpartition("/")[0]
     # Beside the cut-outs of an image may lie those of a folder that is called like it.
     own = f"{_CUTOUTS}/{item.name}/"
     yield from [path for path in store.list(own.rstrip("/")) if "/" not in path.removeprefix(own)]
-    for kind in (_MASKS, _OVERLAYS, _YOLO, _CUTOUTS):
+    for kind in _OF_IMAGES:
         yield from list(store.list(f"{kind}/{pages}"))
 
 
@@ -118,7 +130,7 @@ def remove_outputs(store: Store, paths: Iterable[str], *, item: Item | None = No
 
 def _own_folders(item: Item) -> tuple[str, ...]:
     pages = page_name(item.name, item.path, 1).rpartition("/")[0]
-    return f"{_CUTOUTS}/{item.name}", *(f"{kind}/{pages}" for kind in (_MASKS, _OVERLAYS, _YOLO, _CUTOUTS))
+    return f"{_CUTOUTS}/{item.name}", *(f"{kind}/{pages}" for kind in _OF_IMAGES)
 
 
 @contextmanager
@@ -137,9 +149,9 @@ def held(store: Store) -> Iterator[None]:
         if store.folder.exists() and not store.folder.is_dir():
             raise OutputsError(f"the output '{store.place}' is a file: give a folder")
         store.folder.mkdir(parents=True, exist_ok=True)
-        folder = store.folder / STATE
-        if folder.is_symlink():
-            raise OutputsError(f"'{folder}' is a link: remove it, or choose another output")
+        for folder in (store.folder / _REPORT, store.folder / STATE):
+            if folder.is_symlink():
+                raise OutputsError(f"'{folder}' is a link: remove it, or choose another output")
         folder.mkdir(exist_ok=True)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
@@ -271,10 +283,10 @@ def _clear_folder(root: Path, names: Iterable[str]) -> None:
             if isinstance(row.get(kind), str) and _is_ours(row[kind]):
                 _unlink(root, row[kind])
     for name in names:
-        for path in (mask_file(name), overlay_file(name)):
+        for path in (mask_file(name), overlay_file(name), *card_files(name)):
             _unlink(root, path)
     _sweep(root)
-    for kind in (_MASKS, _OVERLAYS, _CUTOUTS, _YOLO):
+    for kind in (_MASKS, _OVERLAYS, _CUTOUTS, _YOLO, _REPORT):
         if _is_linked(root, kind):
             continue
         for here, _, _ in os.walk(root / kind, topdown=False):
@@ -285,7 +297,7 @@ def _clear_folder(root: Path, names: Iterable[str]) -> None:
 def _sweep(root: Path) -> None:
     """Remove what a killed process left unfinished."""
     folders = [str(root)]
-    for kind in (_MASKS, _OVERLAYS, _CUTOUTS, "yolo", _SHARDS, STATE):
+    for kind in (_MASKS, _OVERLAYS, _CUTOUTS, "yolo", _REPORT, _SHARDS, STATE):
         if not _is_linked(root, kind):
             folders += [here for here, _, _ in os.walk(root / kind)]
     start, end = TEMPORARY_PATTERN.split("*")
@@ -316,5 +328,5 @@ def _is_linked(root: Path, folder: str) -> bool:
 def _is_ours(path: str) -> bool:
     # Somebody may have edited a record: nothing outside the folders of results is ever removed on its word.
     parts = PurePosixPath(path).parts
-    top = {_MASKS, _OVERLAYS, _CUTOUTS, "yolo", _SHARDS}
+    top = {_MASKS, _OVERLAYS, _CUTOUTS, "yolo", _REPORT, _SHARDS}
     return len(parts) > 1 and parts[0] in top and ".." not in parts and not PurePosixPath(path).is_absolute()

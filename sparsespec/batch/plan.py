@@ -32,10 +32,10 @@ SHARD_SIZES = (64, 512)
 DEFAULT_SHARD_SIZE = 128
 """Files in a shard, on average."""
 
-REPORT_CARDS = 2000
-"""Pictures in the report: of more images, so many are chosen by the digest of their paths."""
+REPORT_CARDS = 10_000
+"""Images with a card in the report: of more, so many are chosen by the digest of their paths."""
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class PlanError(ValueError):

@@ -39,6 +39,7 @@ from sparsespec.batch.shard import ENDED, Shard, ShardTask, blocked_by, gone, is
 from sparsespec.batch.state import State
 from sparsespec.batch.store import Store, open_store
 from sparsespec.batch.urls import UrlStore
+from sparsespec.formats.report import photographs_link
 from sparsespec.formats.table import TABLE_KINDS
 from sparsespec.formats.youtube_vis import video_ids
 from sparsespec.images import DEFAULT_MAX_PIXELS
@@ -164,7 +165,7 @@ def run_batch(
     with held(target):
         names = output_names(inputs.images)
         former = prepare(target, plan, names, overwrite=overwrite)
-        run = _Run(job, inputs, names, replace(plan, shards=former.shards), Facts(shown, how, now()), retry_quarantined)
+        run = _Run(job, inputs, names, replace(plan, shards=former.shards), Facts(shown, how, now(), _photographs(job)), retry_quarantined)
         del names
         if former is not plan:
             run.go_on(former, prune=prune)
@@ -200,7 +201,7 @@ class _Run:
             Item(
                 self._paths[index],
                 self._names[index],
-                thumbnail=self._shown is None or self._paths[index] in self._shown,
+                card=self._shown is None or self._paths[index] in self._shown,
             )
             for index in self._by_shard[self._starts[shard] : self._starts[shard + 1]].tolist()
         ]
@@ -530,6 +531,12 @@ def _held_interrupts() -> Iterator[None]:
             signal.signal(number, handler)
     for handler, *arguments in held:
         handler(*arguments)
+
+
+def _photographs(job: Job) -> str | None:
+    if job.source.folder is None or job.target.folder is None:
+        return None
+    return photographs_link(job.source.folder, job.target.folder)
 
 
 def _check_formats(formats: Formats) -> None:

@@ -215,7 +215,7 @@ class Shard:
         for outcome in outcomes:
             if outcome.name != item.name:
                 return False
-            if outcome.row.status == "done" and item.thumbnail and outcome.thumbnail is None:
+            if outcome.row.status == "done" and item.card and outcome.card is None:
                 return False
             if outcome.row.status != "done":
                 if retry_quarantined or outcome.row.reason not in QUARANTINE:

@@ -27,6 +27,7 @@ __all__ = [
     "instance_colours",
     "jpeg_bytes",
     "reduced_copy",
+    "reduced_labels",
     "render_overlay",
     "write_overlay_jpeg",
 ]
@@ -121,7 +122,7 @@ def reduced_copy(
     height, width = labels.shape
     shrink = min(1.0, max_side / max(height, width))
     size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
-    return _reduced_photo(as_pixels(image), size), _reduced_labels(labels, size)
+    return _reduced_photo(as_pixels(image), size), reduced_labels(labels, size)
 
 
 def draw_instances(photo: Image.Image, labels: npt.NDArray[Any], scores: npt.ArrayLike) -> Image.Image:
@@ -151,13 +152,13 @@ def draw_instances(photo: Image.Image, labels: npt.NDArray[Any], scores: npt.Arr
     return drawn
 
 
-def jpeg_bytes(pixels: npt.NDArray[np.uint8] | Image.Image, *, quality: int = 90) -> bytes:
-    """Encode RGB pixels as JPEG, without colour subsampling so that thin coloured lines stay sharp."""
+def jpeg_bytes(pixels: npt.NDArray[np.uint8] | Image.Image, *, quality: int = 90, subsampling: int = 0) -> bytes:
+    """Encode RGB pixels as JPEG; by default without colour subsampling, so that thin coloured lines stay sharp."""
     from PIL import Image
 
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     content = io.BytesIO()
-    image.save(content, "JPEG", quality=quality, subsampling=0)
+    image.save(content, "JPEG", quality=quality, subsampling=subsampling)
     return content.getvalue()
 
 
@@ -208,7 +209,8 @@ def _reduced_photo(source: PixelSource, size: tuple[int, int]) -> Image.Image:
     return result
 
 
-def _reduced_labels(labels: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
+def reduced_labels(labels: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
+    """Take the nearest labels for a picture of another size, width and height; a few rows at a time."""
     height, width = labels.shape
     if size == (width, height):
         return labels

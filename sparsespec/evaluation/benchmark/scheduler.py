@@ -142,7 +142,7 @@ def _measure(folder: Path, machines: int, tasks: int) -> dict[str, Any]:
 def _tasks(count: int) -> Iterator[ShardTask]:
     for number in range(count):
         names = (f"archive/2024/05/{number:08d}/IMG_20240517_{photo:06d}" for photo in range(SHARD))
-        yield ShardTask(number, tuple(Item(f"{name}.jpg", name, thumbnail=False) for name in names))
+        yield ShardTask(number, tuple(Item(f"{name}.jpg", name, card=False) for name in names))
 
 
 def _processor_seconds(process: Any) -> float:
