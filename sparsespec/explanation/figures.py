@@ -1,7 +1,7 @@
 """Figures of every stage, for notebooks and files; needs Matplotlib: ``pip install 'sparsespec[figures]'``.
 
-Each function takes an :class:`~sparsespec.explanation.trace.Explanation` and returns a :class:`matplotlib.figure.Figure`
-that belongs to nobody: pyplot is not used, and a notebook shows what a cell ends in.
+Each function takes an :class:`~sparsespec.explanation.trace.Explanation` and returns a
+:class:`matplotlib.figure.Figure` that belongs to nobody: pyplot is not used. A notebook shows it.
 
 Examples
 --------
@@ -36,7 +36,7 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.collections import LineCollection
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 except ImportError as error:  # pragma: no cover - depends on what is installed
     raise ImportError("figures need Matplotlib: pip install 'sparsespec[figures]'") from error
@@ -63,7 +63,7 @@ _BODY = 9.0
 _MARGIN, _TEXT_WIDTH = 0.35, 3.05
 # Rows of a figure: heights of what stands above panels, and the largest panels, in inches.
 _TITLE, _TALLEST = 0.42, 4.6
-_MOST_SCORES, _MOST_REGIONS, _MOST_ARROWS = 16, 6, 22
+_MOST_SCORES, _MOST_REGIONS, _MOST_ARROWS, _MOST_CROPS = 16, 6, 22, 6
 _FORMATS = ("png", "svg")
 
 
@@ -299,9 +299,10 @@ def _height(made: Explanation, stage: str) -> float:
 
 def _shape(made: Explanation, width: float, tallest: float = _TALLEST) -> tuple[float, float]:
     """Width and height of a panel that shows the photograph, at most so wide and so tall."""
-    ratio = made.photograph.shape[0] / made.photograph.shape[1]
+    # A strip is drawn wider than it is: there has to be room for what stands above it.
+    ratio = float(np.clip(made.photograph.shape[0] / made.photograph.shape[1], 0.12, 4.0))
     height = min(width * ratio, tallest)
-    return max(height / ratio, 0.05), max(height, 0.05)
+    return height / ratio, height
 
 
 def _pictures(row: _Row, made: Explanation, columns: int, y: float, gap: float = 0.22) -> list[tuple[float, ...]]:
@@ -426,11 +427,15 @@ def _draw_channels(row: _Row, made: Explanation, token: int) -> None:
 
 
 def _scatter(axes: Axes, choice: ChannelChoice) -> None:
-    # Of the histogram over N C values in all: times C it is near the entropy of the channel's own histogram.
-    entropy = choice.entropy * choice.entropy.size
+    entropy, empty = choice.entropy_to_show()
     groups = [(~choice.quiet, "#a9b1bb"), (choice.quiet & ~choice.kept, _SECOND), (choice.kept, _ACCENT)]
     for which, colour in groups:
         axes.scatter(entropy[which], choice.deviation[which], s=11, color=colour, alpha=0.75, linewidths=0)
+    if empty is not None:
+        axes.text(
+            empty, 1.01, "an empty bin", ha="right", va="bottom", fontsize=_BODY - 1.5, color=_SOFT,
+            transform=axes.get_xaxis_transform(),
+        )  # fmt: skip
     axes.margins(0.05)
     axes.grid(color="#eef0f3", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -456,7 +461,7 @@ def _draw_affinity(row: _Row, made: Explanation, token: int) -> None:
         _map(axes, made, np.where(most, 1.0, np.nan), cmap="spring", alpha=0.6, vmin=0, vmax=1)
         _mark(axes, made, token, "#7fffd4")
         return
-    side = min(wide, tall, 3.0)
+    side = min(max(wide, 1.6), max(tall, 1.6), 3.0)
     axes = row.panel(x, y, side, side, title="Edges to its neighbours")
     down, across = divmod(token, made.grid[1])
     _photograph(axes, made, dim=0.45)
@@ -509,7 +514,7 @@ def _draw_graph(row: _Row, made: Explanation, token: int) -> None:
 
 def _weak_edges(axes: Axes, made: Explanation, weights: Any) -> Any:
     """Draw the sides between tokens, brighter the weaker the edge across them is."""
-    height, width = made.grid
+    width = made.grid[1]
     pairs = weights.tocoo()
     first, second = np.asarray(pairs.row, np.int64), np.asarray(pairs.col, np.int64)
     beside = (second - first == 1) & (second % width > 0)
@@ -626,6 +631,9 @@ def _draw_candidates(row: _Row, made: Explanation, token: int) -> None:
         else:
             _photograph(axes, made)
         return
+    if not len(regions):
+        row.write("No candidates.", row.left, 0.75, color=_SOFT)
+        return
     axes = row.panel(0.35, 0.62, row.width - 0.35, 2.1, "Regions in the order in which they are taken")
     shown = min(len(regions.taken), 40)
     merit = regions.merit[regions.taken[:shown]]
@@ -634,7 +642,9 @@ def _draw_candidates(row: _Row, made: Explanation, token: int) -> None:
     for place in range(shown):
         label = labels[place]
         colour = palette[label - 1] if label is not None else "#c3c9d1"
-        axes.bar(place + 1, merit[place], color=colour, edgecolor=_INK if label is not None else "#9aa3ae", linewidth=0.6)
+        axes.bar(
+            place + 1, merit[place], color=colour, edgecolor=_INK if label is not None else "#9aa3ae", linewidth=0.6
+        )
         name = f"{merit[place]:.2f}"
         if label is None and place < regions.count:
             name += "\ndropped" if not regions.enough[place] else ""
@@ -695,7 +705,7 @@ def _draw_edges(row: _Row, made: Explanation, token: int) -> None:
     axes = row.panel(*second, title="Edges by the guided filter" if made.method == "sparse" else "Enlarged")
     _photograph(axes, made, pixels=_tinted(made, made.before, _mask_colours(made)))
     side = made.token_side
-    for crop in made.crops:
+    for crop in made.crops[:_MOST_CROPS]:
         top, left, bottom, right = (edge / side for edge in crop.box)
         box = (left, top), right - left, bottom - top
         axes.add_patch(Rectangle(*box, fill=False, edgecolor="black", linewidth=1.6, alpha=0.6))
@@ -764,7 +774,7 @@ _DRAWN: dict[str, _Draw] = {
 _PANELS: dict[str, Callable[[Explanation], float]] = {
     "image": lambda made: 0.62 + _picture_height(made, 2),
     "channels": lambda made: 3.9,
-    "affinity": lambda made: 0.62 + _picture_height(made, 3) + 0.35,
+    "affinity": lambda made: 0.62 + max(_picture_height(made, 3), 1.6) + 0.35,
     "graph": lambda made: 0.62 + _picture_height(made, 3) + 0.35,
     "spectrum": lambda made: 0.62 + max(2.3, 2 * _eigenvector_shape(made)[1] + 0.3) + 0.3,
     "foreground": lambda made: (
@@ -777,7 +787,7 @@ _PANELS: dict[str, Callable[[Explanation], float]] = {
         if made.candidates is None
         else 3.12 + _shape(made, (WIDTH - 2 * _MARGIN - _TEXT_WIDTH - 0.3) / _MOST_REGIONS - 0.15, 2.4)[1]
         if len(made.candidates)
-        else 2.9
+        else 1.0
     ),
     "edges": lambda made: 0.62 + _picture_height(made, 3),
     "scores": lambda made: 0.62 + 0.26 * min(len(made.scores), _MOST_SCORES) + 0.5,

@@ -85,7 +85,8 @@ def _affinity(made: Explanation) -> Text:
     if made.graph is None:
         return _text(
             "Affinity: what is like what",
-            (first, "The background was set to zero before, and all its tokens are alike. All pairs are joined."),
+            first,
+            "The background was set to zero before, and all its tokens are alike. All pairs are joined.",
         )
     return _text(
         "Affinity: what is like what",
@@ -105,7 +106,7 @@ def _graph(made: Explanation) -> Text:
         "(similarity − 1)). Bright lines are weak edges: there it is cheap to cut."
     )
     if made.graph.position is None:
-        return _text("The graph that is cut", (first, "Without directions it is cut as it is."))
+        return _text("The graph that is cut", first, "Without directions it is cut as it is.")
     return _text(
         "The graph that is cut",
         first,
@@ -120,8 +121,8 @@ def _spectrum(made: Explanation) -> Text:
         return _text("Spectrum: the graph's own pieces", "A single token has no spectrum to speak of.")
     first = (
         f"Small eigenvalues of the graph's Laplacian count pieces that hang together loosely. The largest gap among "
-        f"the first {len(values)} lies after number {gap}, from {values[gap - 1]:.3g} to {values[gap]:.3g}: by the rule "
-        f"of the eigengap there would be {counted(gap, 'piece')}, background included."
+        f"the first {len(values)} lies after number {gap}, from {values[gap - 1]:.3g} to {values[gap]:.3g}: by the "
+        f"rule of the eigengap there would be {counted(gap, 'piece')}, background included."
     )
     if made.method == "paper":
         second = "Here the count was given, and k-means on these vectors makes the instances."
@@ -152,7 +153,8 @@ def _foreground(made: Explanation) -> Text:
             if any(m.name == "learned" for m in seen.maps)
             else ". "
         )
-        + "Each map is smoothed along the graph, then thresholded, not once but at all the lines drawn on it."
+        + "Each map is smoothed along the graph, then thresholded: not once, but at "
+        f"{counted(len(seen.maps[0].thresholds), 'level')}."
     )
     says = "so there is something" if seen.contrast >= seen.least_contrast else "too little for there to be anything"
     if seen.contrast < seen.least_contrast and seen.anything:

@@ -69,6 +69,24 @@ class ChannelChoice:
     quiet: BoolArray
     kept: BoolArray
 
+    def entropy_to_show(self) -> tuple[Float64Array, float | None]:
+        """Entropies times the number of channels, which brings them near those of the channels' own histograms.
+
+        Returns
+        -------
+        entropy : (C,) float64 array
+        empty : float or None
+            Where channels with an empty bin stand, whose entropy is not measured but set: beside the others.
+        """
+        shown = self.entropy * self.entropy.size
+        unmeasured = self.entropy == channels.EMPTY_BIN_ENTROPY
+        if not unmeasured.any() or unmeasured.all():
+            return shown, None
+        low, high = shown[~unmeasured].min(), shown[~unmeasured].max()
+        empty = float(high + max(0.15 * (high - low), 1e-3 * high))
+        shown[unmeasured] = empty
+        return shown, empty
+
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
