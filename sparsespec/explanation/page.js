@@ -124,21 +124,18 @@
       ...[lowest, highest].map((value, k) => svg("text", {x: x(value), y: base + 14, "text-anchor": k ? "end" : "start"},
         value === kind.empty ? "an empty bin" : number(value))),
       svg("text", {x: left - 4, y: y(top) + 4, "text-anchor": "end"}, number(top)));
-    const dots = [];
-    for (const state of ["0", "1", "2"]) { // those kept on top
-      for (const k of order) {
-        if (kind.state[k] !== state) continue;
-        dots[k] = svg("circle", {class: `dot kind${state}`, r: 3, cx: x(kind.entropy[k]).toFixed(1), cy: y(kind.deviation[k]).toFixed(1)});
-        drawn.append(dots[k]);
-      }
+    const at = k => `${x(kind.entropy[k]).toFixed(1)} ${y(kind.deviation[k]).toFixed(1)}`;
+    for (const state of ["0", "1", "2"]) { // those kept on top; a dot is a line of no length with round ends
+      const dots = order.filter(k => kind.state[k] === state).map(k => `M${at(k)}h0`);
+      drawn.append(svg("path", {class: `dots kind${state}`, d: dots.join("")}));
     }
+    const ring = svg("path", {class: "ring", d: ""});
+    drawn.append(ring);
     let lit = -1;
     function light(k) {
-      if (lit >= 0) { dots[lit].classList.remove("lit"); dots[lit].setAttribute("r", 3); }
       lit = k;
-      if (k < 0) return;
-      dots[k].classList.add("lit");
-      dots[k].setAttribute("r", 5);
+      ring.setAttribute("d", `M${at(k)}h0`);
+      ring.setAttribute("class", `ring kind${kind.state[k]}`);
       const what = ["dropped by NCR", "dropped by DCR", "kept"][kind.state[k]];
       readout.textContent = `Channel ${k} of the ${kind.name}: ${kind.entropy[k] === kind.empty ? "an empty bin, which ranks noisiest" : `entropy ${kind.entropy[k].toFixed(2)}`}, deviation ${number(kind.deviation[k])}, ${what}.`;
     }
@@ -171,7 +168,7 @@
     const names = ["Similarity to all tokens", ...(edges ? ["Edges by the features", "Edges that are cut"] : []),
       ...(edges && edges.position ? ["Position in the object"] : [])];
     const sheet = canvasOf(), bar = scaleBar("heat"), readout = element("p", {class: "note", role: "status"});
-    const box = element("div", {class: "canvasbox choose", role: "application", tabindex: 0, id: "tokens",
+    const box = element("div", {class: "canvasbox choose", role: "application", tabIndex: 0, id: "tokens",
       "aria-label": "Tokens of the photograph. Click one, or go to it with the arrow keys."}, sheet.canvas);
     const cells = [];
     const compass = element("table", {class: "compass", "aria-label": "Weights of the edges to the eight neighbours"},
@@ -186,9 +183,10 @@
       const token = row * columns + column, similarity = rowOf(token);
       let low = Infinity, top = -Infinity;
       similarity.forEach((value, k) => { if (k !== token) { low = Math.min(low, value); top = Math.max(top, value); } });
-      if (!(top > low)) { top = low + 1e-9; }
+      if (low > top) low = top = similarity[token]; // there is no other
+      const span = top - low || 1;
       paintPhotograph(sheet, shown ? 0.6 : 0);
-      if (shown === 0) paintTokens(sheet, t => [...tone("heat", (similarity[t] - low) / (top - low)), 255 * opacity]);
+      if (shown === 0) paintTokens(sheet, t => [...tone("heat", (similarity[t] - low) / span), 255 * opacity]);
       else if (shown < 3) drawEdges(sheet, shown === 1 ? edges.plain : edges.cut, edges.weakest);
       else drawPositions(sheet, edges.position);
       mark(sheet, row, column);
@@ -329,7 +327,7 @@
       svg("text", {x: left - 6, y: y(top / 1.1) + 4, "text-anchor": "end"}, number(top / 1.1)),
       svg("text", {x: left - 6, y: base + 4, "text-anchor": "end"}, "0"));
     values.forEach((value, k) => {
-      dots.push(svg("circle", {class: "dot kind2", r: 5, cx: x(k + 1), cy: y(Math.max(value, 0))}));
+      dots.push(svg("circle", {class: "dot", r: 5, cx: x(k + 1), cy: y(Math.max(value, 0))}));
       plot.append(svg("line", {class: "stem", x1: x(k + 1), x2: x(k + 1), y1: base, y2: y(Math.max(value, 0))}), dots[k],
         svg("text", {x: x(k + 1), y: base + 14, "text-anchor": "middle"}, String(k + 1)));
     });

@@ -72,8 +72,8 @@ def html_page(made: Explanation, *, token: int | None = None) -> str:
         raise ValueError(f"token must be from 0 to {size - 1}, not {token!r}")
     chosen = made.typical_token() if token is None else token
     name = escape(readable_name(made.name))
-    # A "</script>" in a name must not end the script.
-    content = json.dumps(_data(made, chosen), separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
+    # A name must not end the script, nor begin a comment in it.
+    content = json.dumps(_data(made, chosen), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     sections = [_section(made, stage) for stage in _STAGES]
     links = "".join(
         f'<li><a href="#{stage}">{escape(texts.of_stage(made, stage).heading.partition(":")[0])}</a></li>'
