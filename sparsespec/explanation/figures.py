@@ -66,6 +66,8 @@ _TITLE, _TALLEST = 0.42, 4.6
 _MOST_SCORES, _MOST_REGIONS, _MOST_ARROWS, _MOST_CROPS = 16, 6, 22, 6
 _FORMATS = ("png", "svg")
 
+_Place = tuple[float, float, float, float]
+
 
 class _Sheet(Figure):
     """A figure that a notebook shows whether or not pyplot is there."""
@@ -305,7 +307,7 @@ def _shape(made: Explanation, width: float, tallest: float = _TALLEST) -> tuple[
     return height / ratio, height
 
 
-def _pictures(row: _Row, made: Explanation, columns: int, y: float, gap: float = 0.22) -> list[tuple[float, ...]]:
+def _pictures(row: _Row, made: Explanation, columns: int, y: float, gap: float = 0.22) -> list[_Place]:
     """Places (x, y, width, height) of pictures side by side."""
     width, lefts = row.columns(columns, gap)
     wide, tall = _shape(made, width)

@@ -35,7 +35,7 @@ _WITHOUT_SCRIPTS = (
     "<noscript><p>What is shown here is drawn by scripts in this page, which this browser does not run.</p></noscript>"
 )
 _QUALITY = 85
-_MASK_SIDE = 640
+_MASK_SIDE, _GRID_SIDE = 640, 64
 _MOST_REGIONS = 60
 # Rows and columns to the neighbours of a token, and the largest -ln of a weight there is (the least is 1e-12).
 _NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
@@ -338,8 +338,8 @@ def _picture(made: Explanation) -> dict[str, Any]:
     height, width = result.labels.shape
     small = reduced_labels(result.labels, _MASK_SIDE)
     areas = np.zeros(len(result) + 1, np.int64)
-    for _, part in bands(result.labels):
-        areas += np.bincount(part.ravel().astype(np.intp), minlength=len(areas))
+    for _, band in bands(result.labels):
+        areas += np.bincount(band.ravel().astype(np.intp), minlength=len(areas))
     seen = {a["label"]: a["segmentation"]["counts"] for a in instance_annotations(small, result.scores)}
     nothing = encode_rle(np.zeros(small.shape, bool))["counts"]
     instances = []
@@ -357,9 +357,8 @@ def _picture(made: Explanation) -> dict[str, Any]:
                 "facts": facts,
             }
         )
-    whole = _Thinned(1, np.arange(made.grid[0] * made.grid[1]).reshape(made.grid))
-    step = math.ceil(max(made.grid) / 64)
-    whole = _Thinned(step, whole.kept[::step, ::step])
+    step = math.ceil(max(made.grid) / _GRID_SIDE)
+    whole = _Thinned(step, np.arange(made.grid[0] * made.grid[1]).reshape(made.grid)[::step, ::step])
     layers = [
         {
             "name": name,

@@ -90,9 +90,7 @@ def card_script(
         "maskSize": list(labels.shape),
         "instances": _instances(size, labels, annotations),
         "layers": [
-            layer
-            for title, values in (layers or {}).items()
-            if (layer := _layer(str(title), values, extent)) is not None
+            layer for title, values in (layers or {}).items() if (layer := _layer(str(title), values, extent)) is not None
         ],
     }
     content = json.dumps(card, separators=(",", ":"), allow_nan=False)
@@ -137,9 +135,7 @@ def _layer(title: str, values: Any, extent: Any) -> dict[str, Any] | None:
     if step > 1:
         rows, columns = (np.arange(0, length, step) for length in grid.shape)
         sums = np.add.reduceat(np.add.reduceat(grid, rows, axis=0), columns, axis=1)
-        lengths = (
-            np.diff(np.append(starts, length)) for starts, length in zip((rows, columns), grid.shape, strict=True)
-        )
+        lengths = (np.diff(np.append(starts, length)) for starts, length in zip((rows, columns), grid.shape, strict=True))
         grid = sums / np.outer(*lengths)
     low, high = float(grid.min()), float(grid.max())
     steps = np.rint((grid - low) / (high - low) * 255) if 0 < high - low < math.inf else np.zeros(grid.shape)
