@@ -13,6 +13,7 @@ Examples
 from __future__ import annotations
 
 from sparsespec.explanation.page import html_page
-from sparsespec.explanation.trace import Explanation, explain
+from sparsespec.explanation.stages import Explanation
+from sparsespec.explanation.trace import explain
 
 __all__ = ["Explanation", "explain", "html_page"]

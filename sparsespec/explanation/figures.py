@@ -1,6 +1,6 @@
 """Figures of every stage, for notebooks and files; needs Matplotlib: ``pip install 'sparsespec[figures]'``.
 
-Each function takes an :class:`~sparsespec.explanation.trace.Explanation` and returns a
+Each function takes an :class:`~sparsespec.explanation.stages.Explanation` and returns a
 :class:`matplotlib.figure.Figure` that belongs to nobody: pyplot is not used. A notebook shows it.
 
 Examples
@@ -27,18 +27,44 @@ import numpy.typing as npt
 
 from sparsespec._display import BACKGROUND, instance_colours
 from sparsespec.explanation import texts
-from sparsespec.explanation.trace import ChannelChoice, Explanation
+from sparsespec.explanation._sheet import (
+    ACCENT,
+    BODY,
+    INK,
+    LINE,
+    MARGIN,
+    SECOND,
+    SOFT,
+    TEXT_WIDTH,
+    WIDTH,
+    Row,
+    colours_of,
+    draw_grid,
+    draw_map,
+    draw_photograph,
+    draw_scale,
+    mark_token,
+    mask_colours,
+    picture_height,
+    pictures_beside,
+    shape_of,
+    tinted,
+    wrapped,
+    write,
+)
+from sparsespec.explanation.stages import ChannelChoice, Explanation
 from sparsespec.formats.overlay import draw_instances
 from sparsespec.formats.report import readable_name
 
 try:
-    import matplotlib
+    import matplotlib.lines
+    import matplotlib.ticker
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
-except ImportError as error:  # pragma: no cover - depends on what is installed
+except ImportError as error:
     raise ImportError("figures need Matplotlib: pip install 'sparsespec[figures]'") from error
 
 __all__ = [
@@ -55,18 +81,9 @@ __all__ = [
     "spectrum",
 ]
 
-WIDTH = 14.0
 DPI = 110
-_INK, _SOFT, _LINE = "#1c2026", "#5c6570", "#c9ced6"
-_ACCENT, _SECOND = "#0b6bcb", "#d9480f"
-_BODY = 9.0
-_MARGIN, _TEXT_WIDTH = 0.35, 3.05
-# Rows of a figure: heights of what stands above panels, and the largest panels, in inches.
-_TITLE, _TALLEST = 0.42, 4.6
 _MOST_SCORES, _MOST_REGIONS, _MOST_ARROWS, _MOST_CROPS = 16, 6, 22, 6
 _FORMATS = ("png", "svg")
-
-_Place = tuple[float, float, float, float]
 
 
 class _Sheet(Figure):
@@ -198,16 +215,16 @@ def figure(made: Explanation, *, token: int | None = None) -> Figure:
     head = 0.85
     sheet = _empty(head + sum(heights) + 0.15)
     total = sheet.get_figheight()
-    _write(sheet, readable_name(made.name), _MARGIN, 0.48, size=19, weight="bold")
-    _write(sheet, texts.summary(made), _MARGIN, 0.72, size=10.5, color=_SOFT)
+    write(sheet, readable_name(made.name), MARGIN, 0.48, size=19, weight="bold")
+    write(sheet, texts.summary(made), MARGIN, 0.72, size=10.5, color=SOFT)
     top = head
     for number, (stage, height) in enumerate(zip(stages, heights, strict=True), start=1):
         sheet.add_artist(
             matplotlib.lines.Line2D(
-                [_MARGIN / WIDTH, 1 - _MARGIN / WIDTH], [1 - top / total] * 2, color=_LINE, linewidth=0.8
+                [MARGIN / WIDTH, 1 - MARGIN / WIDTH], [1 - top / total] * 2, color=LINE, linewidth=0.8
             )
         )
-        _draw(_Row(sheet, top, height), made, stage, token, number)
+        _draw(Row(sheet, top, height), made, stage, token, number)
         top += height
     return sheet
 
@@ -216,7 +233,7 @@ def _alone(made: Explanation, stage: str, token: int | None) -> Figure:
     token = _checked(made, token)
     height = _height(made, stage)
     sheet = _empty(height)
-    _draw(_Row(sheet, 0.0, height), made, stage, token, None)
+    _draw(Row(sheet, 0.0, height), made, stage, token, None)
     return sheet
 
 
@@ -235,207 +252,63 @@ def _empty(height: float) -> Figure:
     return sheet
 
 
-class _Row:
-    """One stage on a sheet: text on the left, panels on the right, placed in inches from its upper left corner."""
-
-    def __init__(self, sheet: Figure, top: float, height: float) -> None:
-        self.sheet, self.top, self.height = sheet, top, height
-        self.left = _MARGIN + _TEXT_WIDTH + 0.3
-        self.width = WIDTH - self.left - _MARGIN
-
-    def write(self, text: str, x: float, y: float, **options: Any) -> None:
-        _write(self.sheet, text, x, self.top + y, **options)
-
-    def panel(self, x: float, y: float, width: float, height: float, title: str = "") -> Axes:
-        """Make axes at (x, y) from the upper left corner of the panels."""
-        total = self.sheet.get_figheight()
-        axes = self.sheet.add_axes(
-            ((self.left + x) / WIDTH, 1 - (self.top + y + height) / total, width / WIDTH, height / total)
-        )
-        if title:
-            axes.set_title(title, loc="left", fontsize=_BODY, color=_INK, pad=4)
-        axes.tick_params(labelsize=_BODY - 1.5, colors=_SOFT, length=2.5, width=0.6)
-        for spine in axes.spines.values():
-            spine.set(color=_LINE, linewidth=0.8)
-        return axes
-
-    def columns(self, count: int, gap: float = 0.22) -> tuple[float, list[float]]:
-        """Width and left edges of so many panels side by side."""
-        width = (self.width - gap * (count - 1)) / count
-        return width, [k * (width + gap) for k in range(count)]
-
-
-def _write(sheet: Figure, text: str, x: float, y: float, **options: Any) -> None:
-    options = {"color": _INK, "size": _BODY, "va": "baseline", **options}
-    sheet.text(x / WIDTH, 1 - y / sheet.get_figheight(), text, parse_math=False, **options)
-
-
-def _draw(row: _Row, made: Explanation, stage: str, token: int, number: int | None) -> None:
+def _draw(row: Row, made: Explanation, stage: str, token: int, number: int | None) -> None:
     said = texts.of_stage(made, stage)
     heading = textwrap.wrap(said.heading if number is None else f"{number}  {said.heading}", 30)
     y = 0.42
     for line in heading:
-        row.write(line, _MARGIN, y, size=12.5, weight="bold")
+        row.write(line, MARGIN, y, size=12.5, weight="bold")
         y += 0.23
     y += 0.03
-    for line in _wrapped(said.paragraphs):
-        row.write(line, _MARGIN, y, color="#3a414a")
+    for line in wrapped(said.paragraphs):
+        row.write(line, MARGIN, y, color="#3a414a")
         y += 0.168 if line else 0.09
     _DRAWN[stage](row, made, token)
-
-
-def _wrapped(paragraphs: Sequence[str]) -> list[str]:
-    lines: list[str] = []
-    for paragraph in paragraphs:
-        lines += ([""] if lines else []) + textwrap.wrap(paragraph, 46)
-    return lines
 
 
 def _height(made: Explanation, stage: str) -> float:
     """Height of a stage's row: the larger of its text's and of its panels'."""
     said = texts.of_stage(made, stage)
-    lines = _wrapped(said.paragraphs)
+    lines = wrapped(said.paragraphs)
     wanted = 0.55 + 0.23 * len(textwrap.wrap(said.heading, 28)) + sum(0.168 if line else 0.09 for line in lines)
     return max(wanted + 0.1, _PANELS[stage](made) + 0.3)
 
 
-def _shape(made: Explanation, width: float, tallest: float = _TALLEST) -> tuple[float, float]:
-    """Width and height of a panel that shows the photograph, at most so wide and so tall."""
-    # A strip is drawn wider than it is: there has to be room for what stands above it.
-    ratio = float(np.clip(made.photograph.shape[0] / made.photograph.shape[1], 0.12, 4.0))
-    height = min(width * ratio, tallest)
-    return height / ratio, height
-
-
-def _pictures(row: _Row, made: Explanation, columns: int, y: float, gap: float = 0.22) -> list[_Place]:
-    """Places (x, y, width, height) of pictures side by side."""
-    width, lefts = row.columns(columns, gap)
-    wide, tall = _shape(made, width)
-    return [(left, y, wide, tall) for left in lefts]
-
-
-def _picture_height(made: Explanation, columns: int, gap: float = 0.22) -> float:
-    width = (WIDTH - 2 * _MARGIN - _TEXT_WIDTH - 0.3 - gap * (columns - 1)) / columns
-    return _shape(made, width)[1]
-
-
-def _frame(axes: Axes, made: Explanation) -> None:
-    """Let axes count in tokens, over the part of the grid that the photograph covers."""
-    axes.set_xlim(0, made.extent[1])
-    axes.set_ylim(made.extent[0], 0)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_aspect("auto")
-
-
-def _photograph(axes: Axes, made: Explanation, dim: float = 0.0, pixels: Any = None) -> None:
-    shown = made.photograph if pixels is None else pixels
-    if dim:
-        shown = np.rint(shown * (1 - dim)).astype(np.uint8)
-    axes.imshow(shown, extent=(0, made.extent[1], made.extent[0], 0), interpolation="antialiased")
-    _frame(axes, made)
-
-
-def _map(axes: Axes, made: Explanation, values: npt.NDArray[Any], **options: Any) -> Any:
-    height, width = made.grid
-    drawn = axes.imshow(values, extent=(0, width, height, 0), interpolation="nearest", **options)
-    _frame(axes, made)
-    return drawn
-
-
-def _bar(row: _Row, drawn: Any, x: float, y: float, width: float) -> None:
-    """Draw the scale of a map below it."""
-    axes = row.panel(x, y, width, 0.07)
-    bar = row.sheet.colorbar(drawn, cax=axes, orientation="horizontal")
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=_BODY - 2, colors=_SOFT, length=2, width=0.5)
-    bar.locator = matplotlib.ticker.MaxNLocator(4)
-    bar.update_ticks()
-
-
-def _mark(axes: Axes, made: Explanation, token: int, colour: str = "#ffffff") -> None:
-    down, across = divmod(token, made.grid[1])
-    axes.add_patch(Rectangle((across, down), 1, 1, fill=False, edgecolor="#000000", linewidth=3.2))
-    axes.add_patch(Rectangle((across, down), 1, 1, fill=False, edgecolor=colour, linewidth=1.6))
-
-
-def _grid_lines(axes: Axes, made: Explanation) -> None:
-    height, width = made.grid
-    if max(height, width) > 80:
-        return
-    lines = [[(x, 0), (x, height)] for x in range(width + 1)] + [[(0, y), (width, y)] for y in range(height + 1)]
-    axes.add_collection(LineCollection(lines, colors="white", linewidths=0.35, alpha=0.55))
-
-
-def _colours(count: int) -> list[tuple[float, float, float]]:
-    return [tuple(c) for c in (instance_colours(count) / 255).tolist()]
-
-
-def _label_of_mask(made: Explanation) -> dict[int, int]:
-    """Label of the result for each mask that has one: the first where it was split."""
-    first: dict[int, int] = {}
-    for part in made.scores:
-        first.setdefault(part.mask, part.label)
-    return first
-
-
-def _tinted(made: Explanation, labels: npt.NDArray[Any], colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The photograph, labels laid over it in the colours of their numbers (0 first, which is not used)."""
-    shown = made.photograph.astype(np.float64)
-    inside = labels > 0
-    shown[inside] = 0.5 * shown[inside] + 0.5 * colours[labels[inside]]
-    shown[~inside] *= 0.55
-    border = np.zeros(labels.shape, bool)
-    border[:-1] |= labels[1:] != labels[:-1]
-    border[:, :-1] |= labels[:, 1:] != labels[:, :-1]
-    shown[border] = 255
-    return np.rint(shown).astype(np.uint8)
-
-
-def _mask_colours(made: Explanation) -> npt.NDArray[np.uint8]:
-    """Colours for mask numbers from 1 on, those of the labels that the masks have in the end."""
-    colours = np.full((len(made.masks) + 1, 3), 150, np.uint8)
-    palette = instance_colours(len(made.scores))
-    for mask, label in _label_of_mask(made).items():
-        colours[mask + 1] = palette[label - 1]
-    return colours
-
-
-def _draw_image(row: _Row, made: Explanation, token: int) -> None:
+def _draw_image(row: Row, made: Explanation, token: int) -> None:
     from PIL import Image
 
-    first, second = _pictures(row, made, 2, 0.62)
+    first, second = pictures_beside(row, made, 2, 0.62)
     axes = row.panel(*first, title="The photograph and its tokens; one is marked")
-    _photograph(axes, made)
-    _grid_lines(axes, made)
-    _mark(axes, made, token)
+    draw_photograph(axes, made)
+    draw_grid(axes, made)
+    mark_token(axes, made, token)
     found = texts.counted(len(made.result), "instance") if len(made.result) else "nothing found"
     axes = row.panel(*second, title=f"The result: {found}, each with its label and score")
     drawn = draw_instances(Image.fromarray(made.photograph), made.after, made.result.scores)
-    _photograph(axes, made, pixels=np.asarray(drawn))
+    draw_photograph(axes, made, pixels=np.asarray(drawn))
 
 
-def _draw_channels(row: _Row, made: Explanation, token: int) -> None:
+def _draw_channels(row: Row, made: Explanation, token: int) -> None:
     width, lefts = row.columns(len(made.channels), 0.5)
     for place, (left, choice) in enumerate(zip(lefts, made.channels, strict=True)):
         axes = row.panel(left + 0.3, 0.62, width - 0.3, 2.5, choice.name)
         _scatter(axes, choice)
-        axes.set_xlabel("entropy, bits × number of channels", fontsize=_BODY - 1, color=_SOFT)
+        axes.set_xlabel("entropy, bits × number of channels", fontsize=BODY - 1, color=SOFT)
         if place == 0:
-            axes.set_ylabel("deviation over the tokens", fontsize=_BODY - 1, color=_SOFT)
+            axes.set_ylabel("deviation over the tokens", fontsize=BODY - 1, color=SOFT)
     row.write("●  dropped by NCR: noise", row.left + 0.3, 3.82, color="#8f98a3")
-    row.write("●  dropped by DCR: too even", row.left + 2.6, 3.82, color=_SECOND)
-    row.write("●  kept", row.left + 5.1, 3.82, color=_ACCENT)
+    row.write("●  dropped by DCR: too even", row.left + 2.6, 3.82, color=SECOND)
+    row.write("●  kept", row.left + 5.1, 3.82, color=ACCENT)
 
 
 def _scatter(axes: Axes, choice: ChannelChoice) -> None:
     entropy, empty = choice.entropy_to_show()
-    groups = [(~choice.quiet, "#a9b1bb"), (choice.quiet & ~choice.kept, _SECOND), (choice.kept, _ACCENT)]
+    groups = [(~choice.quiet, "#a9b1bb"), (choice.quiet & ~choice.kept, SECOND), (choice.kept, ACCENT)]
     for which, colour in groups:
         axes.scatter(entropy[which], choice.deviation[which], s=11, color=colour, alpha=0.75, linewidths=0)
     if empty is not None:
         axes.text(
-            empty, 1.01, "an empty bin", ha="right", va="bottom", fontsize=_BODY - 1.5, color=_SOFT,
+            empty, 1.01, "an empty bin", ha="right", va="bottom", fontsize=BODY - 1.5, color=SOFT,
             transform=axes.get_xaxis_transform(),
         )  # fmt: skip
     axes.margins(0.05)
@@ -443,30 +316,30 @@ def _scatter(axes: Axes, choice: ChannelChoice) -> None:
     axes.set_axisbelow(True)
 
 
-def _draw_affinity(row: _Row, made: Explanation, token: int) -> None:
-    first, second, third = _pictures(row, made, 3, 0.62)
+def _draw_affinity(row: Row, made: Explanation, token: int) -> None:
+    first, second, third = pictures_beside(row, made, 3, 0.62)
     similarity = made.similarity.row(token).reshape(made.grid)
     others = np.delete(similarity.ravel(), token)
     low, high = (float(others.min()), float(others.max())) if others.size else (0.0, 1.0)
     axes = row.panel(*first, title="Photograph, the token marked")
-    _photograph(axes, made, dim=0.25)
-    _mark(axes, made, token)
+    draw_photograph(axes, made, dim=0.25)
+    mark_token(axes, made, token)
     axes = row.panel(*second, title="Similarity to every token")
-    drawn = _map(axes, made, similarity, cmap="magma", vmin=low, vmax=max(high, low + 1e-9))
-    _mark(axes, made, token, "#7fffd4")
-    _bar(row, drawn, second[0], 0.62 + second[3] + 0.08, second[2])
+    drawn = draw_map(axes, made, similarity, cmap="magma", vmin=low, vmax=max(high, low + 1e-9))
+    mark_token(axes, made, token, "#7fffd4")
+    draw_scale(row, drawn, second[0], 0.62 + second[3] + 0.08, second[2])
     x, y, wide, tall = third
     if made.graph is None:
         axes = row.panel(x, y, wide, tall, title="Those most like it")
-        _photograph(axes, made, dim=0.6)
+        draw_photograph(axes, made, dim=0.6)
         most = similarity >= np.quantile(similarity, 0.95)
-        _map(axes, made, np.where(most, 1.0, np.nan), cmap="spring", alpha=0.6, vmin=0, vmax=1)
-        _mark(axes, made, token, "#7fffd4")
+        draw_map(axes, made, np.where(most, 1.0, np.nan), cmap="spring", alpha=0.6, vmin=0, vmax=1)
+        mark_token(axes, made, token, "#7fffd4")
         return
     side = min(max(wide, 1.6), max(tall, 1.6), 3.0)
     axes = row.panel(x, y, side, side, title="Edges to its neighbours")
     down, across = divmod(token, made.grid[1])
-    _photograph(axes, made, dim=0.45)
+    draw_photograph(axes, made, dim=0.45)
     axes.set_xlim(across - 1.2, across + 2.2)
     axes.set_ylim(down + 2.2, down - 1.2)
     neighbours, plain, cut = made.graph.row(token)
@@ -483,24 +356,24 @@ def _draw_affinity(row: _Row, made: Explanation, token: int) -> None:
         )
         text = f"{after:.2f}" if made.graph.position is None else f"{before:.2f}\n→ {after:.2f}"
         axes.text(
-            aside + 0.5, there + 0.5, text, ha="center", va="center", fontsize=_BODY - 1.5, color="white",
+            aside + 0.5, there + 0.5, text, ha="center", va="center", fontsize=BODY - 1.5, color="white",
             bbox={"boxstyle": "round,pad=0.2", "facecolor": "black", "alpha": 0.65, "linewidth": 0},
         )  # fmt: skip
-    _mark(axes, made, token, "#7fffd4")
+    mark_token(axes, made, token, "#7fffd4")
 
 
-def _draw_graph(row: _Row, made: Explanation, token: int) -> None:
+def _draw_graph(row: Row, made: Explanation, token: int) -> None:
     if made.graph is None:
         return
-    places = _pictures(row, made, 3, 0.62)
+    places = pictures_beside(row, made, 3, 0.62)
     axes = row.panel(*places[0], title="Edges by the features alone: −ln weight")
-    _photograph(axes, made, dim=0.75)
+    draw_photograph(axes, made, dim=0.75)
     drawn = _weak_edges(axes, made, made.graph.plain)
-    _bar(row, drawn, places[0][0], 0.62 + places[0][3] + 0.08, places[0][2])
+    draw_scale(row, drawn, places[0][0], 0.62 + places[0][3] + 0.08, places[0][2])
     if made.graph.position is None:
         return
     axes = row.panel(*places[1], title="Position in the object")
-    _photograph(axes, made, dim=0.45)
+    draw_photograph(axes, made, dim=0.45)
     height, width = made.grid
     step = -(-max(height, width) // _MOST_ARROWS)
     across, down = np.meshgrid(np.arange(0, width, step), np.arange(0, height, step))
@@ -509,9 +382,9 @@ def _draw_graph(row: _Row, made: Explanation, token: int) -> None:
         across + 0.5, down + 0.5, x, y, angles="xy", scale_units="xy", scale=0.55 / step, color="#ffe066", width=0.004
     )
     axes = row.panel(*places[2], title="Edges that are cut: −ln weight")
-    _photograph(axes, made, dim=0.75)
+    draw_photograph(axes, made, dim=0.75)
     drawn = _weak_edges(axes, made, made.graph.cut)
-    _bar(row, drawn, places[2][0], 0.62 + places[2][3] + 0.08, places[2][2])
+    draw_scale(row, drawn, places[2][0], 0.62 + places[2][3] + 0.08, places[2][2])
 
 
 def _weak_edges(axes: Axes, made: Explanation, weights: Any) -> Any:
@@ -537,7 +410,7 @@ def _weak_edges(axes: Axes, made: Explanation, weights: Any) -> Any:
     return lines
 
 
-def _draw_spectrum(row: _Row, made: Explanation, token: int) -> None:
+def _draw_spectrum(row: Row, made: Explanation, token: int) -> None:
     values, gap = made.spectrum.values, made.spectrum.gap
     wide, tall = _eigenvector_shape(made)
     axes = row.panel(0.35, 0.62, 3.3, max(2.3, 2 * tall + 0.2), "Smallest eigenvalues")
@@ -547,11 +420,11 @@ def _draw_spectrum(row: _Row, made: Explanation, token: int) -> None:
         axes.annotate(
             "largest gap", (gap + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(0, -11),
             textcoords="offset points", ha="center",
-            fontsize=_BODY - 1, color="#7a5b00",
+            fontsize=BODY - 1, color="#7a5b00",
         )  # fmt: skip
-    axes.vlines(numbers, 0, values, color=_LINE, linewidth=1)
-    axes.scatter(numbers, values, s=24, color=_ACCENT, zorder=3)
-    axes.set_xlabel("number", fontsize=_BODY - 1, color=_SOFT)
+    axes.vlines(numbers, 0, values, color=LINE, linewidth=1)
+    axes.scatter(numbers, values, s=24, color=ACCENT, zorder=3)
+    axes.set_xlabel("number", fontsize=BODY - 1, color=SOFT)
     axes.set_xlim(0.4, len(values) + 0.6)
     axes.set_ylim(0, max(float(values.max(initial=0)), 1e-9) * 1.15)
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
@@ -562,55 +435,55 @@ def _draw_spectrum(row: _Row, made: Explanation, token: int) -> None:
         axes = row.panel(
             3.95 + across * (wide + 0.15), 0.62 + down * (tall + 0.3), wide, tall, f"{k + 2}: {values[k + 1]:.3g}"
         )
-        _map(axes, made, vector, cmap="RdBu_r", vmin=-1, vmax=1)
+        draw_map(axes, made, vector, cmap="RdBu_r", vmin=-1, vmax=1)
 
 
 def _eigenvector_shape(made: Explanation) -> tuple[float, float]:
-    return _shape(made, (WIDTH - 2 * _MARGIN - _TEXT_WIDTH - 0.3 - 3.95 - 0.3) / 3, 2.6)
+    return shape_of(made, (WIDTH - 2 * MARGIN - TEXT_WIDTH - 0.3 - 3.95 - 0.3) / 3, 2.6)
 
 
-def _draw_foreground(row: _Row, made: Explanation, token: int) -> None:
+def _draw_foreground(row: Row, made: Explanation, token: int) -> None:
     seen = made.foreground
     if seen.fiedler is not None:
-        first, second, third = _pictures(row, made, 3, 0.62)
+        first, second, third = pictures_beside(row, made, 3, 0.62)
         axes = row.panel(*first, title="Fiedler vector")
         largest = float(np.abs(seen.fiedler).max()) or 1.0
-        drawn = _map(axes, made, seen.fiedler, cmap="RdBu_r", vmin=-largest, vmax=largest)
-        _bar(row, drawn, first[0], 0.62 + first[3] + 0.08, first[2])
+        drawn = draw_map(axes, made, seen.fiedler, cmap="RdBu_r", vmin=-largest, vmax=largest)
+        draw_scale(row, drawn, first[0], 0.62 + first[3] + 0.08, first[2])
         axes = row.panel(*second, title="Foreground, cleaned")
-        _map(axes, made, seen.share, cmap="gray", vmin=0, vmax=1)
+        draw_map(axes, made, seen.share, cmap="gray", vmin=0, vmax=1)
         axes = row.panel(*third, title="On the photograph")
         _shaded(axes, made)
         return
     count = len(seen.maps) + 1
     y = 0.62
-    places = _pictures(row, made, count, y, 0.15)
+    places = pictures_beside(row, made, count, y, 0.15)
     for (x, _, wide, tall), shown in zip(places, seen.maps, strict=False):
         votes = f", {shown.votes} votes" if shown.votes > 1 else ""
         name = "learned" if shown.name == "learned" else shown.name
         low = float(min(shown.raw.min(), shown.smoothed.min()))
         high = max(float(max(shown.raw.max(), shown.smoothed.max())), low + 1e-9)
         axes = row.panel(x, y, wide, tall, f"{name}{votes}")
-        _map(axes, made, shown.raw.reshape(made.grid), cmap="viridis", vmin=low, vmax=high)
+        draw_map(axes, made, shown.raw.reshape(made.grid), cmap="viridis", vmin=low, vmax=high)
         axes = row.panel(x, y + tall + 0.28, wide, tall, "smoothed, with thresholds")
         smooth = shown.smoothed.reshape(made.grid)
-        drawn = _map(axes, made, smooth, cmap="viridis", vmin=low, vmax=high)
+        drawn = draw_map(axes, made, smooth, cmap="viridis", vmin=low, vmax=high)
         _contours(axes, smooth, shown.thresholds)
-        _bar(row, drawn, x, y + 2 * tall + 0.36, wide)
+        draw_scale(row, drawn, x, y + 2 * tall + 0.36, wide)
     x, _, wide, tall = places[-1]
     axes = row.panel(x, y, wide, tall, "share of thresholds")
-    drawn = _map(axes, made, seen.share, cmap="gray", vmin=0, vmax=1)
+    drawn = draw_map(axes, made, seen.share, cmap="gray", vmin=0, vmax=1)
     axes = row.panel(x, y + tall + 0.28, wide, tall, "on the photograph")
     _shaded(axes, made)
-    _bar(row, drawn, x, y + 2 * tall + 0.36, wide)
+    draw_scale(row, drawn, x, y + 2 * tall + 0.36, wide)
 
 
 def _shaded(axes: Axes, made: Explanation) -> None:
     """The photograph, dark where nothing is foreground."""
-    _photograph(axes, made)
+    draw_photograph(axes, made)
     shade = np.zeros((*made.grid, 4))
     shade[..., 3] = 0.85 * (1 - made.foreground.share)
-    _map(axes, made, shade)
+    draw_map(axes, made, shade)
 
 
 def _contours(axes: Axes, values: npt.NDArray[Any], thresholds: Sequence[float]) -> None:
@@ -618,62 +491,62 @@ def _contours(axes: Axes, values: npt.NDArray[Any], thresholds: Sequence[float])
     if not levels or min(values.shape) < 2:
         return
     down, across = (np.arange(side) + 0.5 for side in values.shape)
-    axes.contour(across, down, values, levels=levels, colors="white", linewidths=0.7, alpha=0.85)
+    axes.contour(across, down, values, levels=levels, colors="white", linestyles="solid", linewidths=0.7, alpha=0.85)
 
 
-def _draw_candidates(row: _Row, made: Explanation, token: int) -> None:
+def _draw_candidates(row: Row, made: Explanation, token: int) -> None:
     regions = made.candidates
     if regions is None:
-        first, second = _pictures(row, made, 2, 0.62)
+        first, second = pictures_beside(row, made, 2, 0.62)
         axes = row.panel(*first, title="Groups of the foreground's tokens")
         _token_masks(axes, made)
         axes = row.panel(*second, title="The third eigenvector, for comparison")
         if len(made.spectrum.vectors) > 2:
-            _map(axes, made, made.spectrum.vectors[2], cmap="RdBu_r", vmin=-1, vmax=1)
+            draw_map(axes, made, made.spectrum.vectors[2], cmap="RdBu_r", vmin=-1, vmax=1)
         else:
-            _photograph(axes, made)
+            draw_photograph(axes, made)
         return
     if not len(regions):
-        row.write("No candidates.", row.left, 0.75, color=_SOFT)
+        row.write("No candidates.", row.left, 0.75, color=SOFT)
         return
     axes = row.panel(0.35, 0.62, row.width - 0.35, 2.1, "Regions in the order in which they are taken")
     shown = min(len(regions.taken), 40)
     merit = regions.merit[regions.taken[:shown]]
-    palette = _colours(len(made.scores))
+    palette = colours_of(len(made.scores))
     labels = made.label_of_region()
     for place in range(shown):
         label = labels[place]
         colour = palette[label - 1] if label is not None else "#c3c9d1"
         axes.bar(
-            place + 1, merit[place], color=colour, edgecolor=_INK if label is not None else "#9aa3ae", linewidth=0.6
+            place + 1, merit[place], color=colour, edgecolor=INK if label is not None else "#9aa3ae", linewidth=0.6
         )
         name = f"{merit[place]:.2f}"
         if label is None and place < regions.count:
             name += "\ndropped" if not regions.enough[place] else ""
-        axes.text(place + 1, merit[place] + 0.015, name, ha="center", va="bottom", fontsize=_BODY - 2, color=_INK)
+        axes.text(place + 1, merit[place] + 0.015, name, ha="center", va="bottom", fontsize=BODY - 2, color=INK)
     if regions.given is None:
         upper, lower = regions.gap
         if regions.count:
             axes.axhspan(lower, upper, color="#fff0c2", linewidth=0, zorder=0)
-        axes.axhline(regions.min_merit, color=_SECOND, linewidth=1.4, linestyle=(0, (5, 3)))
+        axes.axhline(regions.min_merit, color=SECOND, linewidth=1.4, linestyle=(0, (5, 3)))
         axes.text(
             shown + 0.55, regions.min_merit + 0.015, f"threshold {regions.min_merit:g}", ha="right", va="bottom",
-            fontsize=_BODY - 1, color=_SECOND,
+            fontsize=BODY - 1, color=SECOND,
         )  # fmt: skip
     elif regions.count < shown:
-        axes.axvline(regions.count + 0.5, color=_SECOND, linewidth=1.4, linestyle=(0, (5, 3)))
+        axes.axvline(regions.count + 0.5, color=SECOND, linewidth=1.4, linestyle=(0, (5, 3)))
     axes.set_xlim(0.4, max(shown, 4) + 0.6)
     axes.set_ylim(0, max(1.0, float(merit.max(initial=0))) * 1.12)
-    axes.set_ylabel("merit", fontsize=_BODY - 1, color=_SOFT)
+    axes.set_ylabel("merit", fontsize=BODY - 1, color=SOFT)
     axes.set_xticks([])
     width, lefts = row.columns(_MOST_REGIONS, 0.15)
-    wide, tall = _shape(made, width, 2.4)
+    wide, tall = shape_of(made, width, 2.4)
     for place, left in zip(range(shown), lefts, strict=False):
         region = int(regions.taken[place])
         wholeness = "" if regions.residuals is None else f" × {_wholeness(made, region):.2f}"
         axes = row.panel(left, 3.12, wide, tall, f"{regions.votes[region]:.2f}{wholeness} = {merit[place]:.2f}")
-        axes.title.set_fontsize(_BODY - 1)
-        _photograph(axes, made, dim=0.7)
+        axes.title.set_fontsize(BODY - 1)
+        draw_photograph(axes, made, dim=0.7)
         label = labels[place]
         _fill(axes, made, regions.masks[place].reshape(made.grid), palette[label - 1] if label is not None else None)
 
@@ -687,25 +560,25 @@ def _wholeness(made: Explanation, region: int) -> float:
 def _fill(axes: Axes, made: Explanation, mask: npt.NDArray[np.bool_], colour: Any) -> None:
     layer = np.zeros((*mask.shape, 4))
     layer[mask] = (*(colour or (0.8, 0.82, 0.85)), 0.75)
-    _map(axes, made, layer)
+    draw_map(axes, made, layer)
 
 
 def _token_masks(axes: Axes, made: Explanation) -> None:
-    _photograph(axes, made, dim=0.6)
-    colours = _mask_colours(made) / 255
+    draw_photograph(axes, made, dim=0.6)
+    colours = mask_colours(made) / 255
     layer = np.zeros((*made.grid, 4))
     for number, mask in enumerate(made.masks, start=1):
         layer[mask] = (*colours[number], 0.7)
-    _map(axes, made, layer)
+    draw_map(axes, made, layer)
 
 
-def _draw_edges(row: _Row, made: Explanation, token: int) -> None:
+def _draw_edges(row: Row, made: Explanation, token: int) -> None:
     palette = np.concatenate([np.array([BACKGROUND], np.uint8), instance_colours(max(len(made.scores), 1))])
-    first, second, third = _pictures(row, made, 3, 0.62)
+    first, second, third = pictures_beside(row, made, 3, 0.62)
     axes = row.panel(*first, title="Masks on the tokens")
     _token_masks(axes, made)
     axes = row.panel(*second, title="Edges by the guided filter" if made.method == "sparse" else "Enlarged")
-    _photograph(axes, made, pixels=_tinted(made, made.before, _mask_colours(made)))
+    draw_photograph(axes, made, pixels=tinted(made, made.before, mask_colours(made)))
     side = made.token_side
     for crop in made.crops[:_MOST_CROPS]:
         top, left, bottom, right = (edge / side for edge in crop.box)
@@ -713,14 +586,14 @@ def _draw_edges(row: _Row, made: Explanation, token: int) -> None:
         axes.add_patch(Rectangle(*box, fill=False, edgecolor="black", linewidth=1.6, alpha=0.6))
         axes.add_patch(Rectangle(*box, fill=False, edgecolor="white", linewidth=0.9, linestyle=(0, (4, 3))))
     axes = row.panel(*third, title="The result, after the closer look" if made.method == "sparse" else "The result")
-    _photograph(axes, made, pixels=_tinted(made, made.after, palette))
+    draw_photograph(axes, made, pixels=tinted(made, made.after, palette))
 
 
-def _draw_scores(row: _Row, made: Explanation, token: int) -> None:
+def _draw_scores(row: Row, made: Explanation, token: int) -> None:
     paper = made.method == "paper"
     shown = made.scores[:_MOST_SCORES]
     if not shown:
-        row.write("No instances, no scores.", row.left, 0.75, color=_SOFT)
+        row.write("No instances, no scores.", row.left, 0.75, color=SOFT)
         return
     titles = ["label", "tokens", "share", "score"] if paper else [
         "label", "votes", "× wholeness", "= merit", "worth", "in the crop", "score"
@@ -728,7 +601,7 @@ def _draw_scores(row: _Row, made: Explanation, token: int) -> None:
     widths = [0.8, 0.9, 0.9, 0.8] if paper else [0.8, 0.95, 1.05, 0.95, 0.95, 1.25, 0.8]
     lefts = np.concatenate([[0.1], 0.1 + np.cumsum(widths)])
     for title, left in zip(titles, lefts, strict=False):
-        row.write(title, row.left + left, 0.55, color=_SOFT)
+        row.write(title, row.left + left, 0.55, color=SOFT)
     start = float(lefts[-1]) + 0.05
     bars = row.panel(start, 0.62, row.width - start, 0.26 * len(shown))
     for place, part in enumerate(shown):
@@ -744,23 +617,23 @@ def _draw_scores(row: _Row, made: Explanation, token: int) -> None:
         row.write(f"{part.score:.2f}", row.left + lefts[len(titles) - 1], y, weight="bold")
     places = np.arange(len(shown))
     bars.barh(
-        places, [part.score for part in shown], height=0.62, color=_colours(len(made.scores))[: len(shown)],
-        edgecolor=_INK, linewidth=0.6,
+        places, [part.score for part in shown], height=0.62, color=colours_of(len(made.scores))[: len(shown)],
+        edgecolor=INK, linewidth=0.6,
     )  # fmt: skip
     bars.set_ylim(len(shown) - 0.5, -0.5)
     bars.set_xlim(0, 1)
     bars.set_yticks([])
-    bars.tick_params(axis="x", labelsize=_BODY - 2)
+    bars.tick_params(axis="x", labelsize=BODY - 2)
     if len(made.scores) > len(shown):
         rest = f"and {len(made.scores) - len(shown)} more"
-        row.write(rest, row.left + 0.1, 0.95 + 0.26 * len(shown), color=_SOFT)
+        row.write(rest, row.left + 0.1, 0.95 + 0.26 * len(shown), color=SOFT)
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
-_Draw = Callable[[_Row, Explanation, int], None]
+_Draw = Callable[[Row, Explanation, int], None]
 _DRAWN: dict[str, _Draw] = {
     "image": _draw_image,
     "channels": _draw_channels,
@@ -774,23 +647,23 @@ _DRAWN: dict[str, _Draw] = {
 }
 # How far down the panels reach.
 _PANELS: dict[str, Callable[[Explanation], float]] = {
-    "image": lambda made: 0.62 + _picture_height(made, 2),
+    "image": lambda made: 0.62 + picture_height(made, 2),
     "channels": lambda made: 3.9,
-    "affinity": lambda made: 0.62 + max(_picture_height(made, 3), 1.6) + 0.35,
-    "graph": lambda made: 0.62 + _picture_height(made, 3) + 0.35,
+    "affinity": lambda made: 0.62 + max(picture_height(made, 3), 1.6) + 0.35,
+    "graph": lambda made: 0.62 + picture_height(made, 3) + 0.35,
     "spectrum": lambda made: 0.62 + max(2.3, 2 * _eigenvector_shape(made)[1] + 0.3) + 0.3,
     "foreground": lambda made: (
-        0.62 + _picture_height(made, 3) + 0.35
+        0.62 + picture_height(made, 3) + 0.35
         if made.foreground.fiedler is not None
-        else 0.62 + 2 * _picture_height(made, len(made.foreground.maps) + 1, 0.15) + 0.65
+        else 0.62 + 2 * picture_height(made, len(made.foreground.maps) + 1, 0.15) + 0.65
     ),
     "candidates": lambda made: (
-        0.62 + _picture_height(made, 2)
+        0.62 + picture_height(made, 2)
         if made.candidates is None
-        else 3.12 + _shape(made, (WIDTH - 2 * _MARGIN - _TEXT_WIDTH - 0.3) / _MOST_REGIONS - 0.15, 2.4)[1]
+        else 3.12 + shape_of(made, (WIDTH - 2 * MARGIN - TEXT_WIDTH - 0.3) / _MOST_REGIONS - 0.15, 2.4)[1]
         if len(made.candidates)
         else 1.0
     ),
-    "edges": lambda made: 0.62 + _picture_height(made, 3),
+    "edges": lambda made: 0.62 + picture_height(made, 3),
     "scores": lambda made: 0.62 + 0.26 * min(len(made.scores), _MOST_SCORES) + 0.5,
 }

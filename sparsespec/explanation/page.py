@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sparsespec._display import instance_colours, png_uri, reduced_labels
 from sparsespec._mapped import bands
 from sparsespec.explanation import texts
-from sparsespec.explanation.trace import CandidateRegions, ChannelChoice, Explanation
+from sparsespec.explanation.stages import CandidateRegions, ChannelChoice, Explanation
 from sparsespec.formats import viewer
 from sparsespec.formats.coco import encode_rle, instance_annotations
 from sparsespec.formats.overlay import jpeg_bytes

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparsespec.explanation.trace import Explanation
+from sparsespec.explanation.stages import Explanation
 from sparsespec.pipeline import likely_overlap
 
 __all__ = ["Text", "counted", "of_stage", "summary"]

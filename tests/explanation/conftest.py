@@ -10,7 +10,7 @@ from skimage import data
 from sparsespec import affinity
 from sparsespec.backbone import Backbone
 from sparsespec.explanation import Explanation, explain
-from sparsespec.explanation.trace import Graph, Similarity, Spectrum
+from sparsespec.explanation.stages import Graph, Similarity, Spectrum
 from sparsespec.pipeline import Segmenter
 
 SIDE = 224
