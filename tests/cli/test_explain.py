@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -162,3 +163,27 @@ def test_more_instances_than_there_is_room_for(invoke: Invoke, folder: Path) -> 
     done = invoke("explain", IMAGE, *SMALL, "--html", "x.html", "--n-instances", 1000)
     assert done.exit_code == 1
     assert "n_instances is 1000" in done.stderr
+
+
+# What the documentation says
+
+
+def page_of_docs() -> str:
+    return (Path(__file__).resolve().parents[2] / "docs" / "explain.md").read_text(encoding="utf-8")
+
+
+def test_every_option_is_described(invoke: Invoke) -> None:
+    options = set(re.findall(r"--[a-z][a-z-]+", invoke("explain", "--help").output)) - {"--help"}
+    assert {"--html", "--token"} <= options
+    assert options <= set(re.findall(r"--[a-z][a-z-]+", page_of_docs()))
+
+
+@pytest.mark.slow
+@pytest.mark.needs("matplotlib")
+def test_the_examples_run(folder: Path) -> None:
+    Image.fromarray(data.coffee()).save("coffee.jpg")
+    namespace: dict[str, Any] = {}
+    for code in re.findall(r"^```python\n(.*?)^```$", page_of_docs(), re.MULTILINE | re.DOTALL):
+        exec(code, namespace)
+    assert files(folder) == ["coffee-explained.html", "coffee-explained.png", "coffee.jpg"]
+    assert len(namespace["made"].scores) > 0
