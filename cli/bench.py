@@ -14,7 +14,7 @@ from ._progress import Line
 __all__ = ["bench_command"]
 
 _PARTS = ("kernels", "solver", "image", "backbone")
-_LONG_PARTS = ("runs", "killing", "scheduler", "soak", "gpu")
+_LONG_PARTS = ("runs", "killing", "scheduler", "server", "soak", "report", "gpu")
 _FAILED = 1
 
 
@@ -91,7 +91,7 @@ class Sizes(click.ParamType):
     "--photographs",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Of the part soak; tiny images of the part runs.  [default: 2000; 100000]",
+    help="Of the part soak; tiny images of the part runs; images of the part report.  [default: 2000; 100000; 5000]",
 )
 @click.option(
     "--names",
@@ -101,6 +101,12 @@ class Sizes(click.ParamType):
 )
 @click.option(
     "--sizes", type=click.IntRange(1, 100_000), metavar="N", help="Of the photographs of soak.  [default: 300]"
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="Of the part server.  [default: 600; 60 with --quick]",
 )
 @click.option(
     "--model",
@@ -136,6 +142,7 @@ def bench_command(
     photographs: int | None,
     sizes: int | None,
     names: int | None,
+    seconds: float | None,
     model: str | None,
     as_json: bool,
     markdown: Path | None,
@@ -149,8 +156,9 @@ def bench_command(
 
     Not among "all" are those that take long: runs, what a run over a folder costs beside the segmenter (ten minutes);
     killing, runs that are killed a hundred times and gone on with (20 minutes); scheduler, the load of a Dask cluster's
-    scheduler (ten minutes); soak, the memory of a process that sees 2,000 photographs of 300 sizes (half an hour); and
-    gpu, the network on a CUDA GPU.
+    scheduler (ten minutes); server, 32 clients of a server (a quarter of an hour); soak, the memory of a process that
+    sees 2,000 photographs of 300 sizes (half an hour); report, the size of report.html for 5,000 images and its times
+    in Chromium, which needs "pip install 'sparsespec[browser]'" (five minutes); and gpu, the network on a CUDA GPU.
 
     \b
     Examples
@@ -189,6 +197,7 @@ def bench_command(
             photographs=photographs,
             sizes=sizes,
             names=names,
+            seconds=seconds,
             model=model,
         )
     except (OSError, ValueError) as error:
@@ -230,7 +239,7 @@ def _command(ctx: click.Context) -> str:
     for name in ("tokens", "megapixels"):
         if ctx.params[name]:
             given += [f"--{name}", ",".join(f"{number:g}" for number in ctx.params[name])]
-    for name in ("repeats", "limit", "threads", "photographs", "sizes", "names"):
+    for name in ("repeats", "limit", "threads", "photographs", "sizes", "names", "seconds"):
         if ctx.params[name] is not None:
             given += [f"--{name}", f"{ctx.params[name]:g}"]
     for name in ("images", "large", "model"):

@@ -20,7 +20,7 @@ def temporary_beside(path: Path) -> Path:
 
 
 class AtomicFile:
-    """A file written under a temporary name beside its target, which it replaces when everything is on the disk.
+    """A file written under a temporary name beside its target, which it replaces when everything is written.
 
     As a context manager it commits, or discards when the block raised.
 
@@ -28,6 +28,8 @@ class AtomicFile:
     ----------
     path : str or os.PathLike
         The target. Its folder must exist.
+    durable : bool
+        Wait until everything is on the disk. Otherwise a power cut may leave a file that is cut short.
 
     Attributes
     ----------
@@ -36,8 +38,9 @@ class AtomicFile:
         Write here.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, durable: bool = True) -> None:
         self.path = Path(path)
+        self._durable = durable
         self._temporary = temporary_beside(self.path)
         # Not tempfile: it makes files that only their owner can read, the umask decides here as for any other file.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -47,7 +50,8 @@ class AtomicFile:
         """Put the file in its place."""
         try:
             self.file.flush()
-            os.fsync(self.file.fileno())
+            if self._durable:
+                os.fsync(self.file.fileno())
             self.file.close()
             os.replace(self._temporary, self.path)
         except BaseException:
@@ -72,9 +76,9 @@ class AtomicFile:
             self.discard()
 
 
-def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write `content` to `path`, whole or not at all."""
-    with AtomicFile(path) as file:
+def write_atomic(path: str | os.PathLike[str], content: bytes, *, durable: bool = True) -> None:
+    """Write `content` to `path`, whole or not at all; see `AtomicFile`."""
+    with AtomicFile(path, durable=durable) as file:
         file.write(content)
 
 

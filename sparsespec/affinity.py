@@ -9,14 +9,14 @@ the nearest token is the one of highest affinity. It follows that
 
 - a token has affinity 1 to itself and to its copies,
 - u and -u have affinity 0 (their Bray-Curtis distance is infinite), and a token of zeros has affinity
-  (1 + max|u|) / 2 to any other,
+  ``(1 + max|u|) / 2`` to any other,
 - two tokens of zeros have affinity 0 (their Bray-Curtis distance is 0 / 0), as in the released reference, whose masked
   background has no edges inside.
 
 Nothing is scaled here: scale the tokens to unit length first (:func:`sparsespec.channels.normalize_tokens`) for the
-affinity of the paper. Sums are taken in float32, channel by channel, in one fixed order, and the sum of |u + v| is
-2 sum max(|u|, |v|) - sum |u - v|: every function returns the same bits for the same pair of tokens (with the same
-channels), on any number of threads. The error is a few float32 roundings of 1 + max_c |u_c - v_c|.
+affinity of the paper. Sums are taken in float32, channel by channel, in one fixed order, and the sum of ``|u + v|`` is
+``2 sum max(|u|, |v|) - sum |u - v|``: every function returns the same bits for the same pair of tokens (with the same
+channels), on any number of threads. The error is a few float32 roundings of ``1 + max_c |u_c - v_c|``.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ _ROWS = 2048
 
 
 def normalize_tokens(features: npt.ArrayLike) -> FloatArray:
-    """Scale every token to unit length, x / |x|.
+    """Scale every token to unit length, ``x / |x|``.
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ __all__ = [
     "smallest_eigenpairs",
 ]
 
-SOLVERS = ("auto", "amg-lobpcg", "arpack", "dense", "gram", "sampled-lobpcg")
+SOLVERS = ("auto", "amg-lobpcg", "arpack", "dense", "gram", "sampled-lobpcg", "shift-invert")
 
 # What "auto" does with a connected part, by measurement. Lanczos takes 13 (grids) to 27 (nearest neighbours over all
 # tokens) products with the matrix for every hop that a graph is deep, multigrid 5 to 20 cycles whatever the depth.
@@ -51,11 +51,25 @@ SOLVERS = ("auto", "amg-lobpcg", "arpack", "dense", "gram", "sampled-lobpcg")
 #     nearest 8 of 3 rows and columns          16,384      97        2,394   2,620              8     163
 #     random links in clusters                  4,000       5          274      40             59     235
 #
-# So: dense while it costs nothing; ARPACK where no token is far from another; multigrid elsewhere, and where ARPACK
-# hasn't finished after so many restarts (about ten products each), as on weak links that hops don't show.
+# So: dense while it costs nothing; shift and invert where that is sure to be cheap, see below; ARPACK where no token is
+# far from another; multigrid elsewhere, and where ARPACK hasn't finished after so many restarts (about ten products
+# each), as on weak links that hops don't show.
 _DENSE_UP_TO = 256
 _ARPACK_DEPTH = 50
 _ARPACK_RESTARTS = 100
+# Shift and invert needs some 40 solves whatever the gaps. The factors hold 4 to 6 times the entries of the matrix where
+# few tokens separate its parts, but 14 to 40 times where links go anywhere: a graph that is d hops deep falls apart
+# when about N / d tokens are taken out. Five pairs, on one core, in ms:
+#
+#     graph                                    tokens   N / depth   shift-invert   arpack   amg-lobpcg
+#     1 row and column, photograph                768          25            2.4     17.4          8.9
+#     nearest 8 of 3 rows and columns             768          48            4.5      7.0          9.7
+#     nearest 10 in the plane                     768          48            3.9      7.2          9.0
+#     1 row and column                          4,096          65           14.2        -         36.7
+#     3 rows and columns                          768          70            6.0      5.5         11.1
+#     nearest 20 over all tokens                  768         192           25.3      5.7         14.4
+_INVERT_UP_TO = 4096
+_INVERT_WIDTH = 64
 # Beyond this a dense matrix is no longer a fallback: 4,096 tokens take 0.4 GB and seconds.
 _DENSE_FALLBACK_UP_TO = 4096
 
@@ -104,7 +118,8 @@ class Eigenpairs:
         What ran on the largest connected part that needed a solver: one of the solvers of :func:`smallest_eigenpairs`;
         "components" if the connected parts alone were the answer.
     iterations
-        The most that any part took: iterations of LOBPCG, products with the matrix for ARPACK, 0 for direct solvers.
+        The most that any part took: iterations of LOBPCG, products with the matrix or its inverse for Lanczos, 0 for
+        direct solvers.
     degrees
         (N,) float64, the row sums of the affinity.
     """
@@ -383,8 +398,9 @@ def smallest_eigenpairs(affinity_matrix: Any, k: int, solver: str = "auto", tol:
         1 to N.
     solver
         "auto"; "dense", O(N^3); "arpack", Lanczos on 2I - L; "amg-lobpcg", whose iterations don't grow with the size of
-        a grid; "gram", for a :class:`LowRankAffinity` only, and "sampled-lobpcg", for a :class:`ThresholdedAffinity`
-        only (neither of which "amg-lobpcg" can take).
+        a grid; "shift-invert", Lanczos on the inverse, for a matrix whose factors stay sparse; "gram", for a
+        :class:`LowRankAffinity` only, and "sampled-lobpcg", for a :class:`ThresholdedAffinity` only (neither of which
+        "amg-lobpcg" and "shift-invert" can take).
     tol
         Largest residual ||L u - lambda u||_2 that is accepted. Solvers aim a hundred times lower.
 
@@ -418,13 +434,13 @@ def smallest_eigenpairs(affinity_matrix: Any, k: int, solver: str = "auto", tol:
     low_rank = isinstance(affinity_matrix, LowRankAffinity)
     if solver == "gram" and not low_rank:
         raise ValueError("solver 'gram' is for a LowRankAffinity; use auto, amg-lobpcg, arpack or dense for a matrix")
-    if solver == "amg-lobpcg" and low_rank:
-        raise ValueError("solver 'amg-lobpcg' needs a matrix; use auto, gram, arpack or dense for a LowRankAffinity")
+    if solver in ("amg-lobpcg", "shift-invert") and low_rank:
+        raise ValueError(f"solver {solver!r} needs a matrix; use auto, gram, arpack or dense for a LowRankAffinity")
     thresholded = isinstance(affinity_matrix, ThresholdedAffinity)
     if solver == "sampled-lobpcg" and not thresholded:
         raise ValueError("solver 'sampled-lobpcg' is for a ThresholdedAffinity; use auto, amg-lobpcg, arpack or dense")
-    if solver == "amg-lobpcg" and thresholded:
-        raise ValueError("solver 'amg-lobpcg' needs a matrix; use auto, arpack or dense for a ThresholdedAffinity")
+    if solver in ("amg-lobpcg", "shift-invert") and thresholded:
+        raise ValueError(f"solver {solver!r} needs a matrix; use auto, arpack or dense for a ThresholdedAffinity")
     graph = _read(affinity_matrix)
     n = len(graph.degrees)
     if k > n:
@@ -677,23 +693,30 @@ def _plan(
     # A full matrix has no coarser copies worth building, unless one insists.
     suits_amg = sparse.issparse(part) or (solver == "amg-lobpcg" and not low_rank and not thresholded)
     width = count + _eigensolvers.GUARD_VECTORS + 1
+    names = ["shift-invert", "gram", "sampled-lobpcg", "amg-lobpcg", "arpack", "dense"]
+    first = solver
+    if solver == "auto" and thresholded:
+        first = "dense" if n <= _DENSE_UP_TO else "sampled-lobpcg"
+    elif solver == "auto" and not low_rank:
+        depth = _depth(part) if sparse.issparse(part) and n > _DENSE_UP_TO else 0
+        if n <= _DENSE_UP_TO:
+            first = "dense"
+        elif n <= min(_INVERT_UP_TO, _INVERT_WIDTH * depth):
+            first = "shift-invert"
+        else:
+            first = "arpack" if depth <= _ARPACK_DEPTH else "amg-lobpcg"
+        if first == "arpack" and can_iterate:
+            yield first, partial(_eigensolvers.arpack, part, null, count, aim, restarts=_ARPACK_RESTARTS)
+            first = "amg-lobpcg"
     able = {
         "gram": low_rank,
         "sampled-lobpcg": thresholded and can_iterate and n > 5 * width,
         "arpack": can_iterate,
         "amg-lobpcg": suits_amg and can_iterate and n > 5 * (count + _eigensolvers.GUARD_VECTORS),
+        # Its factors may take any amount of memory: only where that was looked at, or somebody insists.
+        "shift-invert": first == "shift-invert" and can_iterate,
         "dense": n <= _DENSE_FALLBACK_UP_TO or solver == "dense" or not can_iterate,
     }
-    names = ["gram", "sampled-lobpcg", "amg-lobpcg", "arpack", "dense"]
-    first = solver
-    if solver == "auto" and thresholded:
-        first = "dense" if n <= _DENSE_UP_TO else "sampled-lobpcg"
-    elif solver == "auto" and not low_rank:
-        shallow = not sparse.issparse(part) or _depth(part) <= _ARPACK_DEPTH
-        first = "dense" if n <= _DENSE_UP_TO else "arpack" if shallow else "amg-lobpcg"
-        if first == "arpack" and can_iterate:
-            yield first, partial(_eigensolvers.arpack, part, null, count, aim, restarts=_ARPACK_RESTARTS)
-            first = "amg-lobpcg"
     names.sort(key=lambda name: name != first)
     for name in names:
         if not able[name]:
@@ -704,6 +727,8 @@ def _plan(
             yield name, partial(_sampled, part, null, count, aim, width)
         elif name == "amg-lobpcg":
             yield name, partial(_eigensolvers.amg_lobpcg, part, null, count, aim)
+        elif name == "shift-invert":
+            yield name, partial(_eigensolvers.shift_invert, part, null, count)
         elif name == "arpack":
             yield name, partial(_eigensolvers.arpack, part, null, count, aim)
         else:

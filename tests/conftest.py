@@ -23,7 +23,10 @@ os.environ["SPARSESPEC_OFFLINE"] = "1"
 _SHARED = "SPARSESPEC_SHARED"
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    # Most of a file's tests go to one process of pytest-xdist, which makes what they share once, and none is idle.
+    if config.getoption("dist", "no") == "load":
+        config.option.dist = "worksteal"
     # A shell starts what it runs in the background with Ctrl-C ignored, and so would be all that the tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -29,6 +29,7 @@ from sparsespec.evaluation.benchmark import (
     naive,
     ours,
     peers,
+    report_page,
     seams,
     solver,
     worker,
@@ -751,7 +752,7 @@ def test_optional_peers_for_real(graph: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_unknown_part() -> None:
-    parts = "kernels, solver, image, backbone, runs, killing, scheduler, soak, gpu"
+    parts = "kernels, solver, image, backbone, runs, killing, scheduler, server, soak, report, gpu"
     with pytest.raises(ValueError, match=f"parts must be of {parts}, not 'speed'"):
         benchmark.run(("speed",))
 
@@ -902,3 +903,52 @@ def test_a_bench_has_the_sizes_it_is_asked_for(tmp_path: Path) -> None:
         assert measuring.sizes([5], [1, 2]) == expected
         assert (measuring.repeats, measuring.limit) == (5, 60.0)
         measuring.close()
+
+
+def test_photographs_of_the_report_are_few_under_many_names(tmp_path: Path) -> None:
+    photos = [np.random.default_rng(k).integers(0, 255, (90, 120, 3), np.uint8) for k in range(2)]
+    report_page.write_photographs(tmp_path / "in", photos, 1010, 7)
+    files = sorted((tmp_path / "in").rglob("*.jpg"))
+    assert len(files) == 1010
+    assert len({file.read_bytes() for file in files}) == 7
+    assert {file.parent.name for file in files} == {"00", "01"}
+
+
+def test_a_photograph_is_segmented_once() -> None:
+    calls = []
+
+    def segment(image: Any, *, eigenvectors: int = 0) -> Any:
+        calls.append(eigenvectors)
+        return object()
+
+    remembered = report_page.Remembered(segment)  # type: ignore[arg-type]
+    one, other = np.zeros((4, 5, 3), np.uint8), np.ones((4, 5, 3), np.uint8)
+    assert remembered(one, eigenvectors=4) is remembered(one.copy(), eigenvectors=4)
+    assert remembered(other) is not remembered(one)
+    assert calls == [4, 0]
+
+
+def test_a_report_is_weighed(tmp_path: Path) -> None:
+    images = tmp_path / "report" / "images" / "below"
+    images.mkdir(parents=True)
+    for name, size in (("a.jpg", 5), ("a.js", 7), ("b.js", 9)):
+        (images / name).write_bytes(b"x" * size)
+    (tmp_path / "report.html").write_bytes(b"xx")
+    (tmp_path / "report" / "run.js").write_bytes(b"xxx")
+    found = report_page.sizes_of(tmp_path)
+    assert {what: (weight["files"], weight["bytes"]) for what, weight in found.items()} == {
+        "page": (1, 2),
+        "times": (1, 3),
+        "small photographs": (1, 5),
+        "masks, scores and layers": (2, 16),
+        "together": (5, 26),
+    }
+
+
+def test_without_a_browser_the_report_is_only_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_page, "find_browser", lambda: None)
+    (section,) = benchmark.run(("report",), benchmark.Options(quick=True, photographs=3))
+    size, times = section.tables
+    assert [row["files"] for row in size.rows] == [1, 1, 3, 3, 8]
+    assert [row["status"] for row in times.rows] == ["not available"]
+    assert section.own_failures == []

@@ -54,8 +54,8 @@ def run_python(code: str, *, options: tuple[str, ...] = ("-W", "error"), **more:
 
 
 def test_threads_share_a_segmenter() -> None:
-    segmenter = Segmenter(Backbone(threads=1, concurrency=3), long_side=224)
-    pictures = [picture(60 + 7 * k, 150 - 9 * k, k) for k in range(9)]
+    segmenter = Segmenter(Backbone(threads=1, concurrency=3), long_side=112)
+    pictures = [picture(60 + 12 * k, 150 - 15 * k, k) for k in range(6)]
     alone = [segmenter(each) for each in pictures]
     with ThreadPoolExecutor(5) as pool:
         together = list(pool.map(segmenter, pictures))
@@ -205,34 +205,39 @@ def test_fork_with_a_segmenter_that_was_not_used() -> None:
     assert printed.splitlines() == ["(40, 60)", "child ended with 0"]
 
 
+_USE = f"{_MAKE}; net.features(image, long_side=28)"
+
+
 @needs_fork
-@pytest.mark.parametrize(
-    "inside",
-    ["net.features(image)", "net.providers", "sparsespec.Segmenter(net)(image)", "net.turn().__enter__()"],
-)
-def test_fork_after_use_is_refused(inside: str) -> None:
-    caught = f"""
+def test_fork_after_use_is_refused() -> None:
+    uses = ("net.features(image)", "net.providers", "sparsespec.Segmenter(net)(image)", "net.turn().__enter__()")
+    before, code = f"{_USE}\nprint(os.getpid(), flush=True)", ""
+    for use in uses:
+        caught = f"""
     try:
-        {inside}
+        {use}
     except sparsespec.backbone.ForkError as error:
         print(type(error).__mro__[1].__name__, error, flush=True)
     """
-    code = _FORK.format(
-        before=f"{_MAKE}; net.features(image)\nparent = os.getpid()\nprint(parent, flush=True)", inside=caught.strip()
-    )
-    parent, message, ending = run_python(code, options=_FORKS_WITH_THREADS).splitlines()
-    assert message.startswith("RuntimeError the model 'dinov2-vits14-int8' had been used in process " + parent)
-    for advice in ('multiprocessing.get_context("spawn")', "make the Backbone or Segmenter in the forked process"):
-        assert advice in message
-    # And the child comes to an end, though it has a session whose threads it does not have.
-    assert ending == "child ended with 0"
+        code += _FORK.format(before=before, inside=caught.strip())
+        before = ""
+    parent, *said = run_python(code, options=_FORKS_WITH_THREADS).splitlines()
+    assert len(said) == 2 * len(uses)
+    for message, ending in zip(said[::2], said[1::2], strict=True):
+        assert message.startswith("RuntimeError the model 'dinov2-vits14-int8' had been used in process " + parent)
+        for advice in ('multiprocessing.get_context("spawn")', "make the Backbone or Segmenter in the forked process"):
+            assert advice in message
+        # And the child comes to an end, though it has a session whose threads it does not have.
+        assert ending == "child ended with 0"
 
 
 @needs_fork
-@pytest.mark.parametrize("inside", ["pass", "del net", "image = sparsespec.Backbone(threads=2).features(image)"])
-def test_a_child_of_a_process_that_has_a_session_comes_to_its_end(inside: str) -> None:
-    code = _FORK.format(before=f"{_MAKE}; net.features(image)", inside=inside)
-    assert run_python(code, options=_FORKS_WITH_THREADS) == "child ended with 0\n"
+def test_children_of_a_process_that_has_a_session_come_to_their_end() -> None:
+    own = "image = sparsespec.Backbone(threads=2).features(image, long_side=28)"
+    code = "".join(
+        _FORK.format(before=before, inside=inside) for before, inside in ((_USE, "pass"), ("", "del net"), ("", own))
+    )
+    assert run_python(code, options=_FORKS_WITH_THREADS) == "child ended with 0\n" * 3
 
 
 @needs_fork

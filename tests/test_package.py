@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import functools
 import importlib.metadata
 import importlib.resources
 import importlib.util
@@ -13,39 +14,22 @@ from pathlib import Path
 import pytest
 
 import sparsespec
+from tests import code_map
 
 HEAVY = ("onnxruntime", "numba", "scipy", "skimage", "pyamg", "imageio", "PIL")
-# Each may import those before it and its own part of the package; a tuple shares one place.
-ORDER: list[tuple[str, ...]] = [
-    ("_cgroups",),
-    ("_threads", "_turns", "_atomic", "_locks", "_checks", "_mapped", "_tiff", "_tiff_pages", "_jpeg", "_display"),
-    ("_kernels",),
-    ("_multigrid",),
-    ("_eigensolvers", "position_table", "resample", "images"),
-    ("models",),
-    ("_network_input", "_tiling", "providers"),
-    ("_openvino",),
-    ("_sessions",),
-    ("backbone",),
-    ("build",),
-    ("channels",),
-    ("directions",),
-    ("neighbors",),
-    ("affinity",),
-    ("spectral", "paper"),
-    ("foreground",),
-    ("instances",),
-    ("refine", "closer"),
-    ("pipeline",),
-    ("fitting", "diagnosis"),
-    ("formats",),
-    ("explanation",),
-    ("batch",),
-    ("server",),
-    ("evaluation",),
-    ("cli",),
-]
+# The picture in docs/architecture.md: each may import those before it and its own part of the package.
+ORDER = code_map.layers()
 PLACE = {name: place for place, names in enumerate(ORDER) for name in names}
+
+# Files of more than 700 lines, and why each of them is one.
+LONG = {
+    "sparsespec.batch.cluster": "one engine: what it asks of scheduler and workers, and what it makes of the answers",
+    "sparsespec.batch.remote": "",
+    "sparsespec.images": "",
+    "sparsespec.models.from_onnx": "one walk through a graph, which finds the parts in the order they are computed",
+    "sparsespec.pipeline": "the stages in order, and what goes in and comes out, documented",
+    "sparsespec.spectral": "one function with its solvers, the bounds of their residuals, and what follows a failure",
+}
 
 
 def sources() -> Iterator[tuple[str, Path]]:
@@ -81,11 +65,12 @@ def imports(tree: ast.AST, module: str, is_package: bool, *, top_level: bool = F
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def parts_imported(path: Path, module: str, *, top_level: bool = False) -> set[str]:
+@functools.cache
+def parts_imported(path: Path, module: str, *, top_level: bool = False) -> frozenset[str]:
     """Which parts of the package, such as "channels" or "formats", a module imports."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names = (n.split(".") for n in imports(tree, module, path.stem == "__init__", top_level=top_level))
-    return {name[1] for name in names if name[0] == "sparsespec" and len(name) > 1 and not name[1].startswith("__")}
+    return frozenset(n[1] for n in names if n[0] == "sparsespec" and len(n) > 1 and not n[1].startswith("__"))
 
 
 MODULES = dict(sources())
@@ -103,10 +88,29 @@ def test_no_module_imports_one_downstream(module: str) -> None:
         assert parts_imported(MODULES[module], module, top_level=True) == set()
         return
     # The one tool among the modules, which checks the model it has built by running it.
-    own = "build" if module == "sparsespec.models.build" else module.split(".")[1]
+    own = "models.build" if module == "sparsespec.models.build" else module.split(".")[1]
     for other in parts_imported(MODULES[module], module) - {module.split(".")[1]}:
         assert other in PLACE, f"{module} imports {other}, which has no place in the order"
         assert PLACE[other] < PLACE[own], f"{module} imports {other}, which is not upstream of it"
+
+
+def test_the_map_has_every_part_once_and_no_other() -> None:
+    parts = {module.split(".")[1] for module in MODULES if "." in module} | {"models.build"}
+    assert sorted(part for layer in ORDER for part in layer) == sorted(parts)
+
+
+def test_the_map_has_a_line_on_every_module() -> None:
+    assert code_map.written() in code_map.PAGE.read_text(encoding="utf-8"), "out of date: python .ci/dev.py map"
+
+
+def test_every_module_of_the_checkout_is_installed() -> None:
+    assert set(code_map.modules()) == set(MODULES)
+
+
+def test_long_files_have_a_reason() -> None:
+    lengths = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
+    long = {module for module, length in lengths.items() if length > 700}
+    assert long == set(LONG), "split it where it holds two ideas, or say in LONG why it is one"
 
 
 def test_kernels_import_no_other_part_but_threads() -> None:

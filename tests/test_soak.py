@@ -31,9 +31,10 @@ def test_pictures_have_so_many_different_sizes() -> None:
     assert [picture.tobytes() for picture in soak.pictures_of(photos, 300)] == [p.tobytes() for p in pictures]
 
 
-def test_the_job_runs_so_many_photographs(tmp_path: Path) -> None:
+def test_the_job_runs_so_many_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "a.npy", np.full((130, 130, 3), 90, np.uint8))
-    job = TASKS["soak"](json.dumps([str(tmp_path / "a.npy")]), photographs=40, sizes=3, callers=2, threads=2)
+    monkeypatch.setattr(soak, "_EVERY", 3)
+    job = TASKS["soak"](json.dumps([str(tmp_path / "a.npy")]), photographs=12, sizes=3, callers=2, threads=2)
     resident = job.describe(job.run())["resident"]
     if resident:  # where the system says
         assert len(resident) == 4

@@ -23,7 +23,7 @@ from sparsespec.spectral import (
 from tests import gallery
 from tests.reference import spectral as reference
 
-SOLVERS = ["auto", "amg-lobpcg", "arpack", "dense"]
+SOLVERS = ["auto", "amg-lobpcg", "arpack", "dense", "shift-invert"]
 
 BLOCKS = [(1, 8), (3, 8), (50, 16), (1027, 8), (2500, 24)]
 
@@ -332,9 +332,13 @@ class TestSmall:
 
 
 class TestPolicy:
-    def test_small_is_dense_and_medium_is_arpack(self) -> None:
+    def test_small_is_dense_and_medium_is_inverted(self) -> None:
         assert smallest_eigenpairs(region_grid(10, 10), 4).solver == "dense"
-        assert smallest_eigenpairs(region_grid(20, 20), 4).solver == "arpack"
+        assert smallest_eigenpairs(region_grid(20, 20), 4).solver == "shift-invert"
+
+    def test_links_that_go_anywhere_are_not_inverted(self) -> None:
+        """Their factors would be full."""
+        assert smallest_eigenpairs(crowd(800, 4), 4).solver == "arpack"
 
     def test_large_local_graph_is_multigrid(self) -> None:
         affinity = region_grid(66, 66)
@@ -350,8 +354,8 @@ class TestPolicy:
 
     def test_depth_decides(self) -> None:
         """ARPACK needs more products the more hops a graph is across, multigrid doesn't."""
-        assert smallest_eigenpairs(region_grid(9, 60), 4).solver == "amg-lobpcg"
-        assert smallest_eigenpairs(region_grid(9, 60, radius=3), 4).solver == "arpack"
+        assert smallest_eigenpairs(region_grid(66, 66), 4).solver == "amg-lobpcg"
+        assert smallest_eigenpairs(region_grid(66, 66, radius=3), 4).solver == "arpack"
 
     @pytest.mark.parametrize(
         ("graph", "depth"),
@@ -372,7 +376,7 @@ class TestPolicy:
         affinity = relabelled(gallery.path(50)[0])
         assert spectral._depth(laplacian(affinity)) == 49
 
-    def test_weak_links_that_hops_do_not_show(self) -> None:
+    def test_weak_links_that_hops_do_not_show(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Few hops across, but a spectrum that Lanczos can't resolve in the restarts it is given."""
         affinity, _ = gallery.path(600)
         affinity = affinity.tolil()
@@ -380,6 +384,7 @@ class TestPolicy:
         affinity[20::20, 0] = 1e-9
         affinity = sparse.csr_array(affinity)
         assert spectral._depth(laplacian(affinity)) <= 50
+        monkeypatch.setattr(spectral, "_INVERT_UP_TO", 0)
         pairs = smallest_eigenpairs(affinity, 4)
         assert pairs.solver == "amg-lobpcg"
         np.testing.assert_allclose(pairs.values, reference.smallest_values(affinity, 4), atol=1e-9)
@@ -394,18 +399,18 @@ class TestPolicy:
 
     def test_long_thin_graph_is_multigrid(self) -> None:
         """ARPACK would need tens of thousands of products."""
-        affinity, values = gallery.path(4000)
+        affinity, values = gallery.path(5000)
         pairs = smallest_eigenpairs(affinity, 3)
         assert pairs.solver == "amg-lobpcg"
         np.testing.assert_allclose(pairs.values, values[:3], rtol=1e-3, atol=1e-15)
 
-    @pytest.mark.parametrize("solver", ["amg-lobpcg", "arpack", "dense"])
+    @pytest.mark.parametrize("solver", SOLVERS[1:])
     def test_what_was_asked_for_is_what_runs(self, solver: str) -> None:
         assert smallest_eigenpairs(region_grid(16, 16), 4, solver).solver == solver
 
     def test_residual_is_below_a_tight_tolerance(self) -> None:
         affinity = region_grid(20, 20)
-        for solver in ("amg-lobpcg", "arpack", "dense"):
+        for solver in SOLVERS[1:]:
             pairs = smallest_eigenpairs(affinity, 5, solver, tol=1e-9)
             assert pairs.solver == solver
             assert_certified(affinity, pairs, 5, tol=1e-9)
@@ -447,6 +452,13 @@ class TestIterations:
         counts = [smallest_eigenpairs(region_grid(side, side), 4, "arpack").iterations for side in (16, 64)]
         assert 100 <= counts[0] <= 300
         assert counts[1] >= 1.8 * counts[0]
+
+    @pytest.mark.parametrize("k", [2, 6])
+    def test_solves_of_shift_invert_do_not_grow(self, k: int) -> None:
+        for side in (16, 32, 64):
+            pairs = smallest_eigenpairs(region_grid(side, side), k, "shift-invert")
+            assert 10 <= pairs.iterations <= 100
+            assert pairs.residuals.max() < 1e-11
 
     def test_direct_solvers_count_none(self) -> None:
         assert smallest_eigenpairs(region_grid(8, 8), 4, "dense").iterations == 0
@@ -570,7 +582,7 @@ class TestRepeatable:
         np.testing.assert_array_equal(before[1], after[1])
         assert before[2] == after[2]
 
-    @pytest.mark.parametrize("solver", ["amg-lobpcg", "arpack"])
+    @pytest.mark.parametrize("solver", ["amg-lobpcg", "arpack", "shift-invert"])
     def test_threads_get_the_same_as_one_alone(self, solver: str) -> None:
         affinity = region_grid(40, 50)
         alone = smallest_eigenpairs(affinity, 4, solver)
@@ -642,8 +654,11 @@ class TestFallback:
     @pytest.mark.parametrize(
         ("asked", "fails", "expected"),
         [
-            ("auto", ["arpack"], "amg-lobpcg"),
-            ("auto", ["arpack", "amg_lobpcg"], "dense"),
+            ("auto", ["shift_invert"], "amg-lobpcg"),
+            ("auto", ["shift_invert", "amg_lobpcg"], "arpack"),
+            ("auto on a crowd", ["arpack"], "amg-lobpcg"),
+            ("auto on a crowd", ["arpack", "amg_lobpcg"], "dense"),
+            ("shift-invert", ["shift_invert", "amg_lobpcg", "arpack"], "dense"),
             ("amg-lobpcg", ["amg_lobpcg"], "arpack"),
             ("amg-lobpcg", ["amg_lobpcg", "arpack"], "dense"),
             ("arpack", ["arpack"], "amg-lobpcg"),
@@ -653,10 +668,11 @@ class TestFallback:
     def test_next_solver_runs(
         self, monkeypatch: pytest.MonkeyPatch, asked: str, fails: list[str], expected: str, broken: Any
     ) -> None:
-        affinity = region_grid(18, 18)
+        solver, _, on_a_crowd = asked.partition(" ")
+        affinity = crowd(330, 3) if on_a_crowd else region_grid(18, 18)
         for name in fails:
             monkeypatch.setattr(_eigensolvers, name, broken)
-        pairs = smallest_eigenpairs(affinity, 4, asked)
+        pairs = smallest_eigenpairs(affinity, 4, solver)
         assert pairs.solver == expected
         assert_certified(affinity, pairs, 4)
         np.testing.assert_allclose(pairs.values, reference.smallest_values(affinity, 4), atol=1e-9)
@@ -667,13 +683,14 @@ class TestFallback:
         assert smallest_eigenpairs(affinity, 4).solver == "arpack"
 
     def test_error_when_all_fail(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_eigensolvers, "shift_invert", garbage)
         monkeypatch.setattr(_eigensolvers, "arpack", nothing)
         monkeypatch.setattr(_eigensolvers, "amg_lobpcg", garbage)
         monkeypatch.setattr(_eigensolvers, "dense", not_a_number)
         with pytest.raises(EigenSolverError, match=r"3 eigenpairs of 324 tokens.*tol=0\.001") as caught:
             smallest_eigenpairs(region_grid(18, 18), 4, tol=1e-3)
         residuals = caught.value.residuals
-        assert list(residuals) == ["arpack", "amg-lobpcg", "dense"]
+        assert list(residuals) == ["shift-invert", "amg-lobpcg", "arpack", "dense"]
         assert residuals["arpack"].size == residuals["dense"].size == 0
         assert residuals["amg-lobpcg"].shape == (3,)
         assert residuals["amg-lobpcg"].min() > 1e-3
@@ -687,6 +704,7 @@ class TestFallback:
 
     def test_large_graphs_never_become_dense(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(spectral, "_DENSE_FALLBACK_UP_TO", 300)
+        monkeypatch.setattr(_eigensolvers, "shift_invert", nothing)
         monkeypatch.setattr(_eigensolvers, "arpack", nothing)
         monkeypatch.setattr(_eigensolvers, "amg_lobpcg", garbage)
         with pytest.raises(EigenSolverError) as caught:

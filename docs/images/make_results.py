@@ -78,9 +78,8 @@ def results(segmenter: Segmenter) -> Picture:
     return stacked(rows, ([GAP, 4 * GAP] * len(ROWS))[:-1])
 
 
-def limits(segmenter: Segmenter) -> Picture:
+def limits(segmenter: Segmenter, photos: Sequence[Picture]) -> Picture:
     """Photographs on which the method does badly."""
-    photos = [skimage.data.astronaut(), skimage.data.chelsea(), skimage.data.coffee()]
     height = row_height(photos, STAGES_WIDTH)
     return side_by_side([overlay(photo, segmenter(photo), height) for photo in photos], STAGES_WIDTH)
 
@@ -176,12 +175,15 @@ def main() -> None:
     folder = parser.parse_args().output
     segmenter = Segmenter()
     objectness, cuts, edges = stages(segmenter)
+    camera = read_image(EXAMPLES / "camera.jpg")
+    others = [camera, skimage.data.hubble_deep_field(), skimage.data.immunohistochemistry()]
     pictures = {
         "results": results(segmenter),
         "objectness": objectness,
         "cuts": cuts,
         "edges": edges,
-        "limits": limits(segmenter),
+        "limits": limits(segmenter, [skimage.data.astronaut(), skimage.data.chelsea(), skimage.data.coffee()]),
+        "limits-more": limits(segmenter, others),
     }
     for name, picture in pictures.items():
         (folder / f"{name}.jpg").write_bytes(jpeg_bytes(picture, quality=80))

@@ -235,7 +235,9 @@ class _Image:
         )
         for path, content in zip(card_files(self._name), (card_photograph(photo), script), strict=True):
             with _output_errors():
-                write_atomic(self._place(staging, path), content)
+                # To wait for the disk would take longer than all the rest; what a power cut leaves of them has another
+                # size, and is done again.
+                write_atomic(self._place(staging, path), content, durable=False)
 
     def _place(self, staging: Path, path: str) -> Path:
         """Give the place of a file to be written, with its folder made."""

@@ -165,7 +165,8 @@ def run_batch(
     with held(target):
         names = output_names(inputs.images)
         former = prepare(target, plan, names, overwrite=overwrite)
-        run = _Run(job, inputs, names, replace(plan, shards=former.shards), Facts(shown, how, now(), _photographs(job)), retry_quarantined)
+        facts = Facts(shown, how, now(), _photographs(job))
+        run = _Run(job, inputs, names, replace(plan, shards=former.shards), facts, retry_quarantined)
         del names
         if former is not plan:
             run.go_on(former, prune=prune)

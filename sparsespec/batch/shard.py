@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import sparsespec
 from sparsespec.batch.job import Engine, Item, Job, Outcome, closed, failure, in_order
 from sparsespec.batch.journal import Journal
-from sparsespec.batch.outputs import coco_file, planned_files, remove_outputs
+from sparsespec.batch.outputs import card_files, coco_file, planned_files, remove_outputs
 from sparsespec.batch.state import State
 from sparsespec.formats.coco import CocoWriter
 
@@ -342,7 +342,10 @@ def gone(job: Job, number: int, items: Sequence[Item]) -> list[str]:
 
 
 def remove_stale(job: Job, number: int, items: Sequence[Item]) -> None:
-    """Remove the files of images that are no longer among the inputs, or have another output name now."""
+    """Remove the files of images that are no longer among the inputs, or have another output name now.
+
+    Of those that the report no longer shows, it removes what was written for that.
+    """
     state = State(job.target)
     past, _ = state.past(number)
     names = {item.path: item.name for item in items}
@@ -353,8 +356,17 @@ def remove_stale(job: Job, number: int, items: Sequence[Item]) -> None:
     begun = {path: name for path, name in past.names.items() if names.get(path) != name}
     for path, name in begun.items():
         remove_outputs(job.target, planned_files(job.target, Item(path, name)))
+    hidden = False
+    cards = {item.path for item in items if item.card}
+    for path in past.settled.keys() - stale - cards:
+        for outcome in past.settled[path]:
+            if outcome.card is not None:
+                files = card_files(outcome.card)
+                remove_outputs(job.target, files)
+                outcome.files = {path: size for path, size in outcome.files.items() if path not in files}
+                outcome.card, hidden = None, True
     if stale and job.formats.coco_shards:
         job.target.remove(coco_file(number))  # written anew with the shard
-    if stale or begun:
+    if stale or begun or hidden:
         # Their names may be those of other images soon: nobody is to remove them once more.
         state.finish(number, {path: past.settled[path] for path in past.settled.keys() - stale}, past.sources)

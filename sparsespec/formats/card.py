@@ -30,7 +30,7 @@ MASK_SIDE = 640
 """Longest side of the masks, in pixels."""
 
 _GRID_SIDE = 64
-_QUALITY = 75
+_QUALITY = 65
 _REDUCING_GAP = 3.0
 
 
@@ -48,7 +48,7 @@ def card_photograph(photo: Image.Image) -> bytes:
     if shrink < 1:
         size = (max(1, round(photo.width * shrink)), max(1, round(photo.height * shrink)))
         photo = photo.resize(size, Image.Resampling.HAMMING, reducing_gap=_REDUCING_GAP)
-    return jpeg_bytes(photo, quality=_QUALITY, subsampling=2)
+    return jpeg_bytes(photo, quality=_QUALITY, subsampling=2, optimize=True)
 
 
 def card_script(
@@ -85,13 +85,12 @@ def card_script(
     if shrink < 1:
         height, width = labels.shape
         labels = reduced_labels(labels, (max(1, round(width * shrink)), max(1, round(height * shrink))))
+    shown = [_layer(str(title), values, extent) for title, values in (layers or {}).items()]
     card = {
         "size": list(size),
         "maskSize": list(labels.shape),
         "instances": _instances(size, labels, annotations),
-        "layers": [
-            layer for title, values in (layers or {}).items() if (layer := _layer(str(title), values, extent)) is not None
-        ],
+        "layers": [layer for layer in shown if layer is not None],
     }
     content = json.dumps(card, separators=(",", ":"), allow_nan=False)
     return f"sparsespec.card({json.dumps(name)},{content});\n".encode("ascii")
@@ -133,10 +132,9 @@ def _layer(title: str, values: Any, extent: Any) -> dict[str, Any] | None:
     covered = _covered(extent, grid.shape)
     step = math.ceil(max(grid.shape) / _GRID_SIDE)
     if step > 1:
-        rows, columns = (np.arange(0, length, step) for length in grid.shape)
-        sums = np.add.reduceat(np.add.reduceat(grid, rows, axis=0), columns, axis=1)
-        lengths = (np.diff(np.append(starts, length)) for starts, length in zip((rows, columns), grid.shape, strict=True))
-        grid = sums / np.outer(*lengths)
+        for _ in "rows", "columns":
+            starts = np.arange(0, len(grid), step)
+            grid = np.add.reduceat(grid, starts).T / np.diff(np.append(starts, len(grid)))
     low, high = float(grid.min()), float(grid.max())
     steps = np.rint((grid - low) / (high - low) * 255) if 0 < high - low < math.inf else np.zeros(grid.shape)
     return {

@@ -152,13 +152,15 @@ def draw_instances(photo: Image.Image, labels: npt.NDArray[Any], scores: npt.Arr
     return drawn
 
 
-def jpeg_bytes(pixels: npt.NDArray[np.uint8] | Image.Image, *, quality: int = 90, subsampling: int = 0) -> bytes:
+def jpeg_bytes(
+    pixels: npt.NDArray[np.uint8] | Image.Image, *, quality: int = 90, subsampling: int = 0, optimize: bool = False
+) -> bytes:
     """Encode RGB pixels as JPEG; by default without colour subsampling, so that thin coloured lines stay sharp."""
     from PIL import Image
 
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     content = io.BytesIO()
-    image.save(content, "JPEG", quality=quality, subsampling=subsampling)
+    image.save(content, "JPEG", quality=quality, subsampling=subsampling, optimize=optimize)
     return content.getvalue()
 
 

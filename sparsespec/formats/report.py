@@ -1,7 +1,7 @@
 """``report.html``: a page to look at a whole run from a disk, without a network.
 
-In the page itself stands what all images have in common and a row for each. What is seen when one is opened lies in files
-of the image, see `sparsespec.formats.card`, and what differs from run to run in a script beside them.
+In the page itself stands what all images have in common and a row for each. What is seen when one is opened lies in
+files of the image, see `sparsespec.formats.card`, and what differs from run to run in a script beside them.
 """
 
 from __future__ import annotations
@@ -295,8 +295,8 @@ def _without_scripts(totals: Mapping[str, str], *, interrupted: bool) -> str:
     note = " The run was interrupted." if interrupted else ""
     return (
         '<div id="report"></div>\n<noscript><h1>sparsespec report</h1>'
-        f"<p>{escape(figures)}.{note}</p><p>The images are shown by scripts in this page, which this browser does not run."
-        ' All results are in <a href="run.json">run.json</a> beside it.</p></noscript>\n'
+        f"<p>{escape(figures)}.{note}</p><p>The images are shown by scripts in this page, which this browser does not"
+        ' run. All results are in <a href="run.json">run.json</a> beside it.</p></noscript>\n'
     )
 
 

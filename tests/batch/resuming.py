@@ -44,7 +44,11 @@ class Runner:
 def contents(output: Path) -> dict[str, bytes]:
     """Every file but those with times and of the lock, the state of the run included."""
     found = {path.relative_to(output).as_posix(): path for path in output.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if name not in ("run.json", ".sparsespec/lock")}
+    return {
+        name: path.read_bytes()
+        for name, path in found.items()
+        if name not in ("run.json", "report/run.js", ".sparsespec/lock")
+    }
 
 
 class Steps:

@@ -32,7 +32,7 @@ def outcome(path: str, page: int | None = None, **values: Any) -> Outcome:
         fingerprint="12-345",
     )
     annotation = {"label": 1, "bbox": [1, 2, 3, 4], "score": 1 / 3, "segmentation": {"size": [20, 30], "counts": "a\\"}}
-    return Outcome(row, [annotation], [{"area": 7}], b"\xff\xd8\x00jpeg", {f"masks/{path}.png": 123}, path, **values)
+    return Outcome(row, [annotation], [{"area": 7}], path, {f"masks/{path}.png": 123}, path, **values)
 
 
 def abandon(journal: Journal) -> None:

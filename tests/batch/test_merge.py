@@ -30,7 +30,7 @@ def paths_of(seed: int, count: int) -> list[str]:
 
 def outcome(path: str, page: int | None = None) -> Outcome:
     row = Row(path=path, status="done", page=page, seconds={"total": len(path)}, fingerprint=path[::-1])
-    return Outcome(row, [{"label": 1}], [{"area": 2}], b"picture", {f"masks/{path}.png": 3}, path)
+    return Outcome(row, [{"label": 1}], [{"area": 2}], path, {f"masks/{path}.png": 3}, path)
 
 
 class Run:
@@ -93,9 +93,9 @@ def test_no_images(tmp_path: Path) -> None:
 def test_what_is_no_longer_so_is_not_told(tmp_path: Path) -> None:
     state = State(LocalStore(tmp_path))
     state.finish(0, {path: [outcome(path)] for path in "abc"}, [])
-    items = [Item("a", "a", thumbnail=False), Item("b", "other name")]
+    items = [Item("a", "a", card=False), Item("b", "other name")]
     found = list(merged(state, 1, lambda shard: items, tmp_path))
-    assert [(entry.row.path, entry.row.status, entry.thumbnail) for entry in found] == [
+    assert [(entry.row.path, entry.row.status, entry.card) for entry in found] == [
         ("a", "done", None),
         ("b", "skipped", None),
     ]

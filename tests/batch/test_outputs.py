@@ -131,10 +131,12 @@ def test_overwriting_that_was_ended_leaves_no_records_without_a_plan(
 def test_overwriting_clears_the_former_run_and_nothing_else(tmp_path: Path) -> None:
     ours = ["masks/old.png", "overlays/old.jpg", "cutouts/old/001.png", "yolo/labels/old.txt", "yolo/data.yaml"]
     ours += ["masks/a/x.png", "instances.json", "instances.csv", "instances/000001.json", "report.html", "run.json"]
+    ours += ["report/run.js", "report/images/old.jpg", "report/images/old.js", "report/images/a/x.jpg"]
     unfinished = [".sparsespec-0123.tmp", "masks/a/.sparsespec-4567.tmp", "masks/begun.png"]
-    foreign = ["masks/by-hand.png", "notes.txt", "secret.png"]
+    unfinished += ["report/images/begun.js", "report/images/a/.sparsespec-89ab.tmp"]
+    foreign = ["masks/by-hand.png", "report/images/mine.jpg", "notes.txt", "secret.png"]
     fill(tmp_path, *ours, *unfinished, *foreign)
-    note(tmp_path, "old.jpg", *ours[:4])
+    note(tmp_path, "old.jpg", *ours[:4], "report/images/old.jpg", "report/images/old.js")
     journal = State(LocalStore(tmp_path)).journal(1)
     journal.begin(Item("begun.jpg", "begun"))
     journal.close()
@@ -222,8 +224,11 @@ def test_removed_are_files_of_results_and_the_folders_that_they_leave_empty(tmp_
 
 def test_planned_files_are_those_of_the_image_and_no_other(tmp_path: Path) -> None:
     own = {"masks/a/x.png", "overlays/a/x.jpg", "yolo/labels/a/x.txt", "cutouts/a/x/001.png"}
+    own |= {"report/images/a/x.jpg", "report/images/a/x.js"}
     pages = {"masks/a/x.tif/page-0001.png", "overlays/a/x.tif/page-0001.jpg", "cutouts/a/x.tif/page-0001/001.png"}
+    pages |= {"report/images/a/x.tif/page-0001.jpg", "report/images/a/x.tif/page-0001.js"}
     others = {"masks/a/x/y.png", "cutouts/a/x/y/001.png", "masks/a/xx.png", "cutouts/a/xx/001.png"}
+    others |= {"report/images/a/x/y.js", "report/run.js"}
     fill(tmp_path, *own, *pages, *others)
     assert set(planned_files(LocalStore(tmp_path), Item("a/x.tif", "a/x"))) == own | pages
 
@@ -231,6 +236,7 @@ def test_planned_files_are_those_of_the_image_and_no_other(tmp_path: Path) -> No
 def test_what_is_unfinished_is_swept_wherever_a_run_writes(tmp_path: Path) -> None:
     name = ".sparsespec-0123456789abcdef.tmp"
     folders = ["", "masks/a/", "overlays/", "cutouts/a/b/", "yolo/", "yolo/labels/a/", "instances/", ".sparsespec/"]
+    folders += ["report/", "report/images/a/"]
     folders += [".sparsespec/records/", ".sparsespec/times/"]
     fill(tmp_path, *(folder + name for folder in folders), f"elsewhere/{name}", "masks/.sparsespec-x", "masks/x.tmp")
     sweep(LocalStore(tmp_path))

@@ -70,8 +70,8 @@ def test_every_cut_of_a_plan_is_refused() -> None:
 
 
 def test_a_plan_of_another_format_is_refused() -> None:
-    content = json.loads(Plan({}, "", 1, version="9.9").encode()) | {"format": 2}
-    with pytest.raises(PlanError, match=r"the format 2, of sparsespec 9\.9; this version reads 1"):
+    content = json.loads(Plan({}, "", 1, version="9.9").encode()) | {"format": 9}
+    with pytest.raises(PlanError, match=r"the format 9, of sparsespec 9\.9; this version reads 2"):
         Plan.decode(json.dumps(content).encode())
 
 

@@ -114,11 +114,11 @@ def test_same_bytes_as_here(tmp_path: Path, stubs: ModuleType, workers: int) -> 
     with Processes(workers) as engine:
         found = work(engine, job_of(tmp_path, stubs.Stub()), items, begin=lambda item: begun.append(item.path))
     assert files(tmp_path / "out") == files(tmp_path / "here")
-    assert len(files(tmp_path / "out")) == 19
+    assert len(files(tmp_path / "out" / "masks")) == 19
     assert sorted(begun) == sorted(found) == sorted(expected)
     for path, (outcome,) in expected.items():
         (other,) = found[path]
-        assert (other.annotations, other.thumbnail) == (outcome.annotations, outcome.thumbnail)
+        assert (other.annotations, other.card, other.files) == (outcome.annotations, outcome.card, outcome.files)
         assert (other.row.path, other.row.status, other.row.error) == (path, outcome.row.status, outcome.row.error)
 
 
@@ -153,7 +153,7 @@ def test_one_session_for_each_worker_kept_from_call_to_call(tmp_path: Path, stub
         # Another job: the same processes.
         work(engine, job_of(tmp_path, stubs.Stub({}, notes), "other"), items)
         assert pids(notes) == first
-        assert len(files(tmp_path / "other")) == 12
+        assert len(files(tmp_path / "other" / "masks")) == 12
     assert os.getpid() not in first
 
 
@@ -181,14 +181,14 @@ def test_no_more_threads_than_processors() -> None:
 
 
 @posix
-@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
-    ("what", "said"),
+    ("workers", "what", "said"),
     [
-        ("segfault", "ended by SIGSEGV (it touched memory that is not its own), twice"),
-        ("killed", "ended by SIGKILL (killed from outside, as the system does when memory runs out), twice"),
-        ("exit", "ended with exit code 3, twice"),
-        ("sys.exit", "ended with exit code 1 (no reason), twice"),
+        (1, "segfault", "ended by SIGSEGV (it touched memory that is not its own), twice"),
+        (2, "segfault", "ended by SIGSEGV (it touched memory that is not its own), twice"),
+        (2, "killed", "ended by SIGKILL (killed from outside, as the system does when memory runs out), twice"),
+        (1, "exit", "ended with exit code 3, twice"),
+        (2, "sys.exit", "ended with exit code 1 (no reason), twice"),
     ],
 )
 def test_what_ends_its_process_is_quarantined(
@@ -216,7 +216,7 @@ def test_what_ends_its_process_once_only_is_done(tmp_path: Path, stubs: ModuleTy
     with Processes(2) as engine:
         found = work(engine, job_of(tmp_path, stubs.Stub({BAD: "exit"}, notes, once=True)), items)
     assert failed(found) == {}
-    assert len(files(tmp_path / "out")) == 3
+    assert len(files(tmp_path / "out" / "masks")) == 3
 
 
 @posix
@@ -248,7 +248,7 @@ def test_time_limit(tmp_path: Path, stubs: ModuleType, notes: Path, what: str) -
     assert failed(found) == {"001.png": "timeout"}
     assert "time limit of 0.6 s" in str(found["001.png"][0].row.error)
     assert found["001.png"][0].row.seconds["total"] >= 0.6
-    assert len(files(tmp_path / "out")) == 3
+    assert len(files(tmp_path / "out" / "masks")) == 3
 
 
 @linux

@@ -52,7 +52,24 @@ def files(root: Path) -> set[str]:
 def contents(output: Path) -> dict[str, bytes]:
     """Every file but those with times and of the lock, the state of the run included."""
     found = {path.relative_to(output).as_posix(): path for path in output.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if name not in ("run.json", ".sparsespec/lock")}
+    return {
+        name: path.read_bytes()
+        for name, path in found.items()
+        if name not in ("run.json", "report/run.js", ".sparsespec/lock")
+    }
+
+
+def final(*names: str) -> set[str]:
+    """Files about all images, and what the report shows of these."""
+    cards = {f"report/images/{name}.{ending}" for name in names for ending in ("jpg", "js")}
+    return {"run.json", "instances.json", "report.html", "report/run.js"} | cards
+
+
+def index_of(out: Path) -> dict[str, Any]:
+    """What stands in the report."""
+    page = (out / "report.html").read_text(encoding="utf-8")
+    index: dict[str, Any] = json.loads(page.partition('id="index">')[2].partition("</script>")[0])
+    return index
 
 
 def labels_of(path: Path) -> np.ndarray:
@@ -78,9 +95,7 @@ def test_everything_is_written_and_agrees(tmp_path: Path, segmenter: Segmenter, 
     )
     expected = {"a/x.jpg", "a/x.png", "y", "black"}
     assert files(out) == (
-        {f"masks/{name}.png" for name in expected}
-        | {f"overlays/{name}.jpg" for name in expected}
-        | {"instances.json", "run.json", "report.html"}
+        {f"masks/{name}.png" for name in expected} | {f"overlays/{name}.jpg" for name in expected} | final(*expected)
     )
     paths = ["a/x.jpg", "a/x.png", "black.png", "y.png"]
     assert seen == [(path, k, 4) for k, path in enumerate(paths, start=1)]
@@ -125,8 +140,16 @@ def test_everything_is_written_and_agrees(tmp_path: Path, segmenter: Segmenter, 
             np.testing.assert_array_equal(decode_rle(annotation["segmentation"]), labels == annotation["label"])
         with Image.open(out / row["overlay"]) as overlay:
             assert overlay.size == tuple(row["size"])
-    page = (out / "report.html").read_text(encoding="utf-8")
-    assert page.count("<figure") == 4
+    index = index_of(out)
+    shown = [dict(zip(index["columns"], row, strict=True)) for row in index["rows"]]
+    assert [row["path"] for row in shown] == paths
+    assert shown[0] == {
+        "path": "a/x.jpg", "page": None, "status": "done", "instances": 2, "score": 0.9, "width": 80, "height": 50,
+        "area": round(sum(a["area"] for a in coco["annotations"] if a["image_id"] == 1) / 4000, 4),
+        "name": "a/x.jpg", "overlay": "overlays/a/x.jpg.jpg", "mask": "masks/a/x.jpg.png", "error": None,
+    }  # fmt: skip
+    assert (index["shown"], index["images"], index["done"], index["without"]) == (4, 4, [4, 4], [0, 0])
+    assert index["histograms"]["counts"] == [[0, 1], [2, 3]]
 
 
 def test_results_do_not_depend_on_the_run(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
@@ -134,7 +157,7 @@ def test_results_do_not_depend_on_the_run(tmp_path: Path, segmenter: Segmenter, 
         photo(tmp_path / "in" / f"{k}.jpg", 50 + k)
     run(segmenter, tmp_path / "in", tmp_path / "one")
     run(segmenter, tmp_path / "in", tmp_path / "two")
-    for name in sorted(files(tmp_path / "one") - {"run.json"}):
+    for name in sorted(files(tmp_path / "one") - {"run.json", "report/run.js"}):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
@@ -173,8 +196,10 @@ def test_one_bad_image_costs_one_row(tmp_path: Path, segmenter: Segmenter, photo
     assert files(out / "masks") == {"a.png", "g.png"}
     coco = json.loads((out / "instances.json").read_text())
     assert [(image["id"], image["file_name"]) for image in coco["images"]] == [(1, "a.jpg"), (7, "g.jpg")]
-    page = (out / "report.html").read_text(encoding="utf-8")
-    assert "it is empty (zero bytes)" in page
+    index = index_of(out)
+    assert [row[index["columns"].index("status")] for row in index["rows"]] == ["done"] + ["failed"] * 5 + ["done"]
+    assert "it is empty (zero bytes)" in index["rows"][1][-1]
+    assert files(out / "report" / "images") == {"a.jpg", "a.js", "g.jpg", "g.js"}
 
 
 def test_failure_while_writing_leaves_no_half_result(
@@ -191,7 +216,7 @@ def test_failure_while_writing_leaves_no_half_result(
     assert result.rows[0].status == "failed"
     assert result.rows[0].reason == "storage"
     assert result.rows[0].error == "OSError: File name too long"
-    assert files(tmp_path / "out") == {"run.json", "instances.json", "report.html"}
+    assert files(tmp_path / "out") == final()
 
 
 def fail_with(patch: pytest.MonkeyPatch, number: int, at: int) -> list[Path]:
@@ -226,7 +251,7 @@ def test_disk_that_takes_nothing_more_ends_the_run_which_goes_on_later(
     assert [row.status for row in result.rows] == ["done", "done", "skipped", "skipped", "skipped"]
     assert record(out)["state"] == "blocked"
     names = {f"masks/{k}.png" for k in range(2)} | {f"overlays/{k}.jpg" for k in range(2)}
-    assert files(out) == names | {"run.json", "instances.json", "report.html"}
+    assert files(out) == names | final("0", "1")
 
     result = run(segmenter, tmp_path / "in", out)
     assert (result.blocked, result.earlier, result.count("done")) == (None, 2, 5)
@@ -240,7 +265,8 @@ def test_all_fail(tmp_path: Path, segmenter: Segmenter) -> None:
     result = run(segmenter, tmp_path / "in", tmp_path / "out")
     assert result.count("failed") == 1
     assert json.loads((tmp_path / "out" / "instances.json").read_text())["images"] == []
-    assert "No image was segmented." in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert index_of(tmp_path / "out")["done"] == [0, 0]
+    assert index_of(tmp_path / "out")["without"] == [1, 1]
 
 
 def test_without_overlays(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
@@ -248,7 +274,7 @@ def test_without_overlays(tmp_path: Path, segmenter: Segmenter, photo: Photo) ->
     run(segmenter, tmp_path / "in", tmp_path / "out", formats=Formats(overlays=False))
     assert not (tmp_path / "out" / "overlays").exists()
     assert record(tmp_path / "out")["images"][0]["overlay"] is None
-    assert "data:image/jpeg;base64," in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert files(tmp_path / "out") == {"masks/a.png"} | final("a")
 
 
 def test_a_second_run_goes_on_or_needs_permission(tmp_path: Path, segmenter: Any, photo: Photo) -> None:
@@ -282,9 +308,7 @@ def test_overwriting_leaves_nothing_stale(tmp_path: Path, segmenter: Segmenter, 
     photo(tmp_path / "in" / "c.jpg")
     (out / "mine.txt").write_text("keep")
     run(segmenter, tmp_path / "in", out, overwrite=True)
-    assert files(out) == {
-        "masks/c.png", "overlays/c.jpg", "run.json", "instances.json", "report.html", "mine.txt",
-    }  # fmt: skip
+    assert files(out) == {"masks/c.png", "overlays/c.jpg", "mine.txt"} | final("c")
 
 
 def pages(path: Path, count: int) -> Path:
@@ -327,7 +351,9 @@ def test_files_of_several_pages(tmp_path: Path, segmenter: Segmenter, photo: Pho
     ]  # fmt: skip
     for row in record(out)["images"]:
         assert labels_of(out / row["mask"]).shape == tuple(reversed(row["size"]))
-    assert "a/scan.tif, page 2" in (out / "report.html").read_text(encoding="utf-8")
+    index = index_of(out)
+    assert [row[:2] for row in index["rows"]][1:4] == [["a/scan.tif", 2], ["a/scan.tif", 3], ["single.tif", None]]
+    assert files(out / "report" / "images") == {f"{name}.{ending}" for name in names for ending in ("jpg", "js")}
     assert run(segmenter, tmp_path / "in", out, formats=Formats(cutouts=True)).earlier == 3
 
 
@@ -433,10 +459,10 @@ def check_interrupted(tmp_path: Path, result: BatchResult, done: int) -> None:
         "cutouts": [], "yolo": None, "fingerprint": None,
     }  # fmt: skip
     names = {f"masks/{k}.png" for k in range(done)} | {f"overlays/{k}.jpg" for k in range(done)}
-    assert files(out) == names | {"run.json", "instances.json", "report.html"}
+    assert files(out) == names | final(*map(str, range(done)))
     coco = json.loads((out / "instances.json").read_text())
     assert [image["id"] for image in coco["images"]] == list(range(1, done + 1))
-    assert "was interrupted" in (out / "report.html").read_text(encoding="utf-8")
+    assert index_of(out)["interrupted"]
 
 
 def test_interrupt_finishes_the_files(tmp_path: Path, segmenter: Segmenter, photo: Photo) -> None:
@@ -583,7 +609,11 @@ def test_the_final_files_are_cleaned_up_when_the_disk_is_full(
     out = tmp_path / "out"
     with pytest.raises(OSError, match="No space left"):
         run(segmenter, tmp_path / "in", out)
-    assert files(out) == {"masks/a.png", "overlays/a.jpg", "run.json"}
+    assert files(out) == {"masks/a.png", "overlays/a.jpg"} | final("a") - {
+        "instances.json",
+        "report.html",
+        "report/run.js",
+    }
     assert record(out)["state"] == "running"
     monkeypatch.undo()
     result = run(segmenter, tmp_path / "in", out)
@@ -654,9 +684,8 @@ def test_large_images_are_read_and_written_by_window(tmp_path: Path, photo: Phot
     # One file for the labels while they were made, beside those that are written at the end; none of it is left.
     assert len(segmenter.temporary) == 1
     assert files(out) == {
-        "masks/large.png", "masks/small.png", "overlays/large.jpg", "overlays/small.jpg", "run.json", "instances.json",
-        "report.html",
-    }  # fmt: skip
+        "masks/large.png", "masks/small.png", "overlays/large.jpg", "overlays/small.jpg",
+    } | final("large", "small")  # fmt: skip
     for name, width, height in (("large", 80, 50), ("small", 50, 40)):
         expected = np.zeros((height, width), int)
         expected[:, : width // 2] = 1
@@ -676,7 +705,7 @@ def test_the_file_of_the_labels_goes_with_a_failure(tmp_path: Path, photo: Photo
     assert len(segmenter.temporary) == 1
     assert result.interrupted == isinstance(error, KeyboardInterrupt)
     assert result.rows[0].status == ("skipped" if result.interrupted else "failed")
-    assert files(out) == {"run.json", "instances.json", "report.html"}
+    assert files(out) == final()
 
 
 @pytest.mark.usefixtures("large_images")
@@ -799,4 +828,4 @@ def test_the_record_is_published_when_everything_else_is(
     published: list[list[str]] = []
     monkeypatch.setattr(LocalStore, "publish", lambda self, staging, paths: published.append(list(paths)))
     run(segmenter, tmp_path / "in", tmp_path / "out")
-    assert published[-2:] == [["instances.json", "report.html"], ["run.json"]]
+    assert published[-2:] == [["instances.json", "report/run.js", "report.html"], ["run.json"]]

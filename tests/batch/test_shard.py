@@ -175,11 +175,28 @@ def test_another_output_name_is_done_again(job: Job) -> None:
 
 
 def test_a_picture_that_the_report_is_to_show_is_made(job: Job) -> None:
-    items = [replace(item, thumbnail=False) for item in ITEMS]
+    items = [replace(item, card=False) for item in ITEMS]
     work(job, items, until=4)
+    assert not any(path.startswith("report/") for path in left(Path(job.target.place)))
     assert pending(job, [ITEMS[0], *items[1:]]) == ["0.png"]
     work(job, ITEMS)
     assert pending(job, items) == []
+
+
+def test_a_picture_that_the_report_shows_no_longer_goes(job: Job, tmp_path: Path) -> None:
+    """Of more images others are chosen: the files are those of a run that never had it."""
+    work(job, ITEMS)
+    before = left(tmp_path / "out")
+    items = [replace(ITEMS[0], card=False), *ITEMS[1:]]
+    for _ in range(2):  # once more after it was killed in between
+        remove_stale(job, NUMBER, items)
+        assert before - left(tmp_path / "out") == {"report/images/0.jpg", "report/images/0.js"}
+        assert pending(job, items) == []
+    (outcome,) = State(job.target).past(NUMBER)[0].settled["0.png"]
+    assert outcome.card is None
+    assert "masks/0.png" in outcome.files
+    assert not any(path.startswith("report/") for path in outcome.files)
+    assert pending(job, ITEMS) == ["0.png"]
 
 
 def test_what_is_gone_is_told_and_removed(job: Job, tmp_path: Path) -> None:
@@ -196,7 +213,7 @@ def test_what_is_gone_is_told_and_removed(job: Job, tmp_path: Path) -> None:
     assert gone(job, NUMBER, rest) == ["1.png"]
     for _ in range(2):  # once more after it was killed in between
         remove_stale(job, NUMBER, rest)
-        assert {path.split("/")[1].split(".")[0] for path in left(tmp_path / "out")} == {"0"}
+        assert {path.split("/")[-1].split(".")[0] for path in left(tmp_path / "out") if "cutouts" not in path} == {"0"}
         assert list(State(job.target).past(NUMBER)[0].settled) == ["0.png"]
     assert gone(job, NUMBER, rest) == []
     assert pending(job, rest) == []

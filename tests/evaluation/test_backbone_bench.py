@@ -206,7 +206,10 @@ def test_backbone(
     assert "weights are those of tiny" in section.to_text()
 
 
-def test_without_a_plain_export_that_resizes(in_process: list[str], photos: Path, tmp_path: Path) -> None:
+def test_without_a_plain_export_that_resizes(
+    in_process: list[str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide_peers(monkeypatch)
     written = write_graph(
         random_vit(rule=PositionRule(offset=0.1)), name="tiny", source="t", source_sha256="0" * 64, precision="int8"
     )

@@ -45,9 +45,11 @@ class Options:
         Folder in which features are kept for the next run; None for a temporary one.
     photographs, sizes
         Of the part "soak": so many pictures, of so many sizes; None for 2,000 of 300. Of the part "runs": so many tiny
-        images; None for 100,000.
+        images; None for 100,000. Of the part "report": so many images; None for 5,000.
     names
         Of the part "runs": so many images that are only named; None for 200,000.
+    seconds
+        Of the part "server"; None for ten minutes, one if quick.
     model
         Network of the parts "backbone" and "gpu": a name of the registry or a file; None for the default model.
     """
@@ -64,6 +66,7 @@ class Options:
     photographs: int | None = None
     sizes: int | None = None
     names: int | None = None
+    seconds: float | None = None
     model: str | None = None
 
     def __post_init__(self) -> None:
@@ -71,7 +74,7 @@ class Options:
             raise ValueError(f"tokens must be numbers of at least 64, not {', '.join(map(str, self.tokens))}")
         if any(not size > 0 for size in self.megapixels):
             raise ValueError(f"megapixels must be above 0, not {', '.join(map(str, self.megapixels))}")
-        for name in ("repeats", "limit", "threads", "photographs", "sizes", "names"):
+        for name in ("repeats", "limit", "threads", "photographs", "sizes", "names", "seconds"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, not {value!r}")
@@ -161,8 +164,8 @@ def run(
     Parameters
     ----------
     parts
-        Of "kernels", "solver", "image" and "backbone", and of "runs", "killing", "scheduler", "soak" and "gpu", which
-        aren't run by default.
+        Of "kernels", "solver", "image" and "backbone", and of "runs", "killing", "scheduler", "server", "soak",
+        "report" and "gpu", which aren't run by default.
     options
         How to measure.
     say
@@ -182,7 +185,19 @@ def run(
     InputError
         No photographs where the options look for them, or one that can't be read; or no such model.
     """
-    from sparsespec.evaluation.benchmark import backbone, gpu, image, kernels, killing, runs, scheduler, soak, solver
+    from sparsespec.evaluation.benchmark import (
+        backbone,
+        gpu,
+        image,
+        kernels,
+        killing,
+        report_page,
+        runs,
+        scheduler,
+        server,
+        soak,
+        solver,
+    )
 
     chosen = list(parts)
     known: dict[str, Callable[[Bench], Any]] = {
@@ -193,7 +208,9 @@ def run(
         "runs": runs.run,
         "killing": killing.run,
         "scheduler": scheduler.run,
+        "server": server.run,
         "soak": soak.run,
+        "report": report_page.run,
         "gpu": gpu.run,
     }
     for part in chosen:

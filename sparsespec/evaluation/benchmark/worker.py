@@ -27,7 +27,14 @@ def main() -> None:
 
 def serve(questions: IO[str], answers: IO[str]) -> None:
     """Answer each line of ``questions`` with a line of ``answers``."""
-    from sparsespec.evaluation.benchmark import ours, peers, runs, soak, trunks  # noqa: F401 - they register their tasks
+    from sparsespec.evaluation.benchmark import (  # noqa: F401 - they register their tasks
+        ours,
+        peers,
+        runs,
+        server,
+        soak,
+        trunks,
+    )
     from sparsespec.evaluation.benchmark.jobs import TASKS
 
     job = None

@@ -26,11 +26,12 @@ def maskcut(
     min_area: float = 0.0,
     max_overlap: float = 1.0,
 ) -> PeerResult:
-    """Find a few objects of an image by MaskCut, the first step of CutLER [1]_, without its edge refinement.
+    """Find a few objects of an image by MaskCut, the first step of CutLER, without its edge refinement.
 
-    The tokens are cut in two, see :func:`sparsespec.evaluation.peers.ncut.bipartition`; one side is the foreground, see
-    :func:`foreground_side`, and its 4-connected part around its most extreme entry is an object. The tokens of the
-    object lose their strong edges, and the next cut follows. An object gets what those before it have not taken.
+    The tokens are cut in two, see :func:`sparsespec.evaluation.peers.ncut.bipartition`; one side is the foreground,
+    chosen by its corners (``foreground_side``), and its 4-connected part around its most extreme entry is an object. The
+    tokens of the object lose their strong edges, and the next cut follows. An object gets what those before it have not
+    taken.
 
     Parameters
     ----------
@@ -62,8 +63,8 @@ def maskcut(
 
     References
     ----------
-    .. [1] Wang, Girdhar, Yu and Misra, Cut and Learn for Unsupervised Object Detection and Instance Segmentation,
-       CVPR 2023, section 3.2.
+    - Wang, Girdhar, Yu and Misra, Cut and Learn for Unsupervised Object Detection and Instance Segmentation,
+      CVPR 2023, section 3.2.
     """
     threshold = check_tau(tau)
     wanted = check_count(n_masks, name="n_masks")

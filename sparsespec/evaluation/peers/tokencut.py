@@ -9,7 +9,7 @@ from sparsespec.evaluation.peers.ncut import PeerResult, bipartition, check_tau,
 
 
 def tokencut(features: npt.ArrayLike, grid: tuple[int, int], *, tau: float = 0.2) -> PeerResult:
-    """Find the one object of an image by TokenCut [1]_, without its edge refinement.
+    """Find the one object of an image by TokenCut, without its edge refinement.
 
     The tokens are cut in two, see :func:`sparsespec.evaluation.peers.ncut.bipartition`; the side that holds the entry
     of largest magnitude is the foreground, and its 4-connected part around that entry is the object.
@@ -38,9 +38,10 @@ def tokencut(features: npt.ArrayLike, grid: tuple[int, int], *, tau: float = 0.2
 
     References
     ----------
-    .. [1] Wang et al., Self-Supervised Transformers for Unsupervised Object Discovery using Normalized Cut, CVPR 2022,
-       section 3.2; TokenCut: Segmenting Objects in Images and Videos with Self-Supervised Transformer and Normalized
-       Cut, T-PAMI 2023.
+    - Wang et al., Self-Supervised Transformers for Unsupervised Object Discovery using Normalized Cut, CVPR 2022,
+      section 3.2.
+    - Wang et al., TokenCut: Segmenting Objects in Images and Videos with Self-Supervised Transformer and Normalized
+      Cut, T-PAMI 2023.
     """
     threshold = check_tau(tau)
     similarity, size = cosine_similarity(features, grid)

@@ -65,7 +65,7 @@
       index.columns.forEach((column, k) => { row[column] = values[k]; });
       row.title = row.page ? `${row.path} (page ${row.page})` : row.path;
       row.search = row.title.toLowerCase();
-      row.key = row.name || row.title; // in the address
+      row.key = row.name === null ? `:${row.title}` : row.name; // in the address; names have no colons
       row.times = seconds[number] || null;
       row.count = row.status === "done" ? row.instances : null;
       row.time = row.times ? row.times[row.times.length - 1] : null;
@@ -97,11 +97,11 @@
     const page = Number(parameters.get("page"));
     if (Number.isInteger(page) && page > 0) read.page = page;
     const sort = parameters.get("sort") || "";
-    if (Object.hasOwn(SORTS, sort.replace(/^-/, ""))) {
+    if (Object.keys(SORTS).includes(sort.replace(/^-/, ""))) {
       read.sort = sort.replace(/^-/, "");
       read.down = sort.startsWith("-");
     }
-    const status = (parameters.get("status") || "").split(",").filter(name => Object.hasOwn(STATUSES, name));
+    const status = (parameters.get("status") || "").split(",").filter(name => Object.keys(STATUSES).includes(name));
     if (status.length) read.status = status;
     for (const key of Object.keys(LIMITS)) {
       const match = /^(-?[\d.]+)?\.\.(-?[\d.]+)?$/.exec(parameters.get(key) || "");
@@ -125,17 +125,26 @@
     return `#${parameters}`;
   }
 
-  let late = 0;
+  let late = 0, unwritten = null;
 
-  // Write the state into the address; browsers allow only so many changes in a while, hence "soon" for those of typing.
-  function remember(how) {
+  function write(hash, push) {
+    unwritten = null;
     clearTimeout(late);
-    const write = push => {
-      const hash = hashOf(state);
-      if (hash !== (location.hash || "#")) history[push ? "pushState" : "replaceState"]({opened: push && state.image !== null}, "", hash);
-    };
-    if (how === "soon") late = setTimeout(() => write(false), 300);
-    else write(how === "push");
+    if (hash === (location.hash || "#")) return;
+    const opened = state.image !== null && (push || Boolean(history.state && history.state.opened));
+    history[push ? "pushState" : "replaceState"]({opened}, "", hash);
+  }
+
+  // Put the state into the address; browsers allow only so many changes in a while, hence "soon" for those of typing.
+  function remember(how) {
+    if (how === "soon") {
+      unwritten = hashOf(state);
+      clearTimeout(late);
+      late = setTimeout(() => write(unwritten, false), 300);
+      return;
+    }
+    if (how === "push" && unwritten !== null) history.replaceState(history.state, "", unwritten);
+    write(hashOf(state), how === "push");
   }
 
   function within(value, limits) {
@@ -171,7 +180,7 @@
 
   function build() {
     const root = document.getElementById("report");
-    const totals = Object.entries(index.totals);
+    const totals = [...Object.entries(index.totals), ...medians()];
     const parameters = Object.entries(index.parameters);
     const notes = [];
     if (index.interrupted) notes.push("The run was interrupted: this is what it had done until then.");
@@ -202,8 +211,8 @@
     parts.empty = element("div", {class: "empty", hidden: true},
       element("p", {}, rows.length ? "No image is like that." : "There are no images in this run."),
       ...(rows.length ? [element("button", {type: "button", on: {click: clear}}, "Show all images")] : []));
-    parts.pages = pager();
-    parts.pagesBelow = pager();
+    parts.pages = pager("Pages, above the images");
+    parts.pagesBelow = pager("Pages, below the images");
     parts.status = element("p", {class: "status", role: "status", "aria-live": "polite"});
     root.replaceChildren(header,
       element("section", {class: "charts", "aria-label": "Histograms"}, ...parts.charts.map(chart => chart.root)),
@@ -212,6 +221,22 @@
         element("div", {class: "between last"}, keysNote(), parts.pagesBelow.root)),
       dialog());
     document.addEventListener("keydown", pressed);
+  }
+
+  // Figures that the totals don't have; medians only where all images are known.
+  function medians() {
+    const {counts} = index.histograms, made = [];
+    const middle = key => {
+      const values = rows.map(row => row[key]).filter(value => value !== null).sort((a, b) => a - b);
+      return values.length ? values[Math.floor(values.length / 2)] : null;
+    };
+    if (counts.length) made.push(["Nothing found in", whole.format((counts.find(([count]) => count === 0) || [0, 0])[1])]);
+    if (!index.done || index.done[0] === index.done[1]) {
+      const score = middle("score"), time = middle("time");
+      if (score !== null) made.push(["Best score, median", score.toFixed(2)]);
+      if (time !== null) made.push(["Time, median", readableSeconds(time)]);
+    }
+    return made;
   }
 
   // -- search, sorting and limits
@@ -228,9 +253,10 @@
       .map(([key, text]) => element("option", {value: key}, text)));
     parts.direction = element("button", {type: "button", class: "square", on: {click: () => change({down: !state.down})}});
     parts.masks = element("button", {type: "button", "aria-pressed": "true", on: {click: switchMasks}}, "Masks");
-    parts.size = element("input", {type: "range", min: 110, max: 420, value: 190, on: {input: () => {
-      parts.grid.style.setProperty("--row", `${parts.size.value}px`);
-    }}});
+    parts.size = element("input", {type: "range", min: 110, max: 420, value: 190, on: {
+      input: () => parts.grid.style.setProperty("--row", `${parts.size.value}px`),
+      change: () => showCards(), // masks as sharp as the size asks for
+    }});
     parts.limits = {};
     const statuses = Object.keys(STATUSES).filter(name => rows.some(row => row.status === name));
     parts.statuses = statuses.map(name => element("input", {type: "checkbox", value: name, on: {change: statusChanged}}));
@@ -301,7 +327,7 @@
       for (const [key, inputs] of Object.entries(parts.limits)) {
         inputs.forEach((input, side) => {
           const value = state[key] ? state[key][side] : null;
-          input.value = value === null ? "" : String(+(value * LIMITS[key].scale).toFixed(4));
+          input.value = value === null ? "" : String(+(value * LIMITS[key].scale).toFixed(3));
         });
       }
     }
@@ -352,7 +378,7 @@
       const low = k / scores.length, high = (k + 1) / scores.length;
       // A score on the border belongs to the bin above.
       return {low: +low.toFixed(4), high: k + 1 === scores.length ? 1 : +(high - 0.00005).toFixed(5), all,
-        label: k % 4 === 0 ? low.toFixed(1) : "", about: `best score ${low.toFixed(2)} to ${high.toFixed(2)}`};
+        label: k % 4 === 0 ? low.toFixed(1) : "", about: `${low.toFixed(2)} to ${high.toFixed(2)}`};
     });
     if (scores.some(Boolean)) made.push(chart("Best score of an image", "score", ofScores));
     const times = rows.map(row => row.time).filter(time => time !== null).sort((a, b) => a - b);
@@ -360,7 +386,7 @@
       // The slowest few would leave no room for the others: the last bin takes them.
       const end = niceStep(times[Math.floor(0.98 * (times.length - 1))] / 20), bins = 20;
       const ofTimes = Array.from({length: bins}, (_, k) => ({low: +(k * end).toFixed(6), high: +((k + 1) * end - 1e-6).toFixed(6), all: 0,
-        label: k % 5 === 0 ? readableSeconds(k * end) : "", about: `${readableSeconds(k * end)} to ${readableSeconds((k + 1) * end)}`}));
+        label: k % 5 ? "" : k ? readableSeconds(k * end) : "0", about: `${readableSeconds(k * end)} to ${readableSeconds((k + 1) * end)}`}));
       ofTimes[bins - 1].high = null;
       ofTimes[bins - 1].about = `more than ${readableSeconds((bins - 1) * end)}`;
       times.forEach(time => { ofTimes[Math.min(bins - 1, Math.floor(time / end))].all++; });
@@ -463,12 +489,12 @@
 
   // -- pages
 
-  function pager() {
+  function pager(name) {
     const text = element("span", {class: "page"});
     const button = (label, sign, by) => element("button", {type: "button", class: "square", "aria-label": label, title: label,
       on: {click: () => turn(by)}}, sign);
     const before = button("Previous page", "‹", -1), after = button("Next page", "›", 1);
-    const root = element("nav", {class: "pager", "aria-label": "Pages"}, before, text, after);
+    const root = element("nav", {class: "pager", "aria-label": name}, before, text, after);
     return {root, update(last) {
       root.hidden = last < 2;
       text.textContent = `Page ${whole.format(state.page)} of ${whole.format(last)}`;
@@ -487,7 +513,7 @@
     live(`Page ${page} of ${last}`);
   }
 
-  const live = text => { parts.status.textContent += `. ${text}`; };
+  const live = text => parts.status.append(element("span", {class: "sv-unseen"}, `. ${text}`));
 
   // -- cards
 
@@ -533,7 +559,10 @@
       ? [row.count === 1 ? "1 instance" : `${row.count} instances`, row.score === null ? null : row.score.toFixed(2),
         row.time === null ? null : readableSeconds(row.time)].filter(Boolean)
       : [row.status];
-    link.append(picture, element("span", {class: "name", title: row.title}, row.title),
+    const cut = row.title.lastIndexOf("/", row.path.length) + 1;
+    const name = element("span", {class: "name", title: row.title}, element("span", {}, row.title.slice(cut)));
+    if (cut) name.prepend(element("span", {class: "folder"}, row.title.slice(0, cut)));
+    link.append(picture, name,
       element("span", {class: "facts"}, ...facts.map((text, k) => element("span", {}, ...(k === 1 && row.score !== null
         ? [element("span", {class: "sv-unseen"}, "best score "), text] : [text])))));
     return card;
@@ -581,6 +610,7 @@
     parts.body = element("div", {class: "body"});
     parts.dialog = element("dialog", {id: "opened", "aria-labelledby": "opened-title", on: {
       cancel: event => { event.preventDefault(); close(); },
+      close, // a browser may do it unasked
       keydown: event => {
         if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input:not([type=checkbox])")) return;
         const way = {ArrowLeft: -1, ArrowRight: 1, j: 1, k: -1}[event.key];
@@ -630,6 +660,7 @@
       const picture = {
         name: row.title, size, maskSize: card ? card.maskSize : [size[1], size[0]], instances: card ? card.instances : [],
         layers: card ? card.layers : [], photograph: photographsOf(row),
+        note: card ? null : `Its masks are missing: there is no file ${CARDS}${row.name}.js beside this page.`,
         seconds: row.times ? Object.fromEntries([...index.stages.map((stage, k) => [stage, row.times[k]]), ["total", row.time]]) : null,
         links: [["mask", row.mask], ["overlay", row.overlay]].filter(([, path]) => path).map(([text, path]) => ({text, href: quoted(path)})),
       };
@@ -671,46 +702,59 @@
     }
   }
 
+  let returning = null;
+
   function close() {
-    if (!parts.dialog.open) return;
-    clearTimeout(late);
-    // Back to where it was opened from, if that was in this page.
-    if (history.state && history.state.opened) {
-      state.image = null;
-      shut();
-      const page = state.page;
-      history.back();
-      addEventListener("popstate", () => {
-        if (state.page !== page) { state.page = page; remember("replace"); refresh(); }
-      }, {once: true});
-      return;
-    }
-    state.image = null;
+    if (viewing === null) return;
+    if (unwritten !== null) write(unwritten, false);
+    const row = viewing, back = history.state && history.state.opened;
     shut();
-    remember("replace");
+    state.image = null;
+    // Back to where it was opened from, if that was in this page.
+    if (back) {
+      returning = {page: state.page, row};
+      history.back();
+    } else {
+      remember("now");
+      focusCard(row);
+    }
   }
 
   function shut() {
     opening++;
+    viewing = null;
     leave();
     if (parts.dialog.open) parts.dialog.close();
     document.documentElement.classList.remove("opened");
-    const place = found.slice((state.page - 1) * PAGE, state.page * PAGE).indexOf(viewing);
-    const link = place >= 0 ? parts.grid.children[place].querySelector("a") : null;
-    viewing = null;
-    if (link) link.focus();
+  }
+
+  function focusCard(row) {
+    const place = found.slice((state.page - 1) * PAGE, state.page * PAGE).indexOf(row);
+    if (place >= 0) parts.grid.children[place].querySelector("a").focus();
   }
 
   // The address has changed: by "back", by a link, or by hand.
   function follow() {
+    if (returning) {
+      const {page, row} = returning;
+      returning = null;
+      state.page = page;
+      remember("now");
+      focusCard(row);
+      return;
+    }
     const next = stateOf(location.hash);
     if (hashOf(next) === hashOf(state)) return;
-    const image = next.image === null ? null : rows.find(row => row.key === next.image) || null;
+    clearTimeout(late);
+    unwritten = null;
+    const image = next.image === null ? null : rows.find(row => row.key === next.image) || null, before = viewing;
     state = {...next, image: image ? next.image : null};
     refresh();
-    if (image) {
-      if (viewing !== image) open(image, "replace");
-    } else if (parts.dialog.open) shut();
+    if (image) open(image, "now");
+    else if (parts.dialog.open) {
+      shut();
+      focusCard(before);
+    }
   }
 
   // -- keyboard
@@ -764,7 +808,7 @@
     if (image) {
       const position = found.indexOf(image);
       if (position >= 0) { state.page = Math.floor(position / PAGE) + 1; refresh(); }
-      open(image, "replace");
+      open(image, "now");
     }
     addEventListener("popstate", follow);
     addEventListener("hashchange", follow);

@@ -353,7 +353,7 @@
     function instancesSection() {
       if (!picture.instances.length) {
         inputs = [];
-        return section("Instances", element("p", {class: "sv-muted"}, "Nothing was found in this photograph."));
+        return section("Instances", element("p", {class: "sv-muted"}, picture.note || "Nothing was found in this photograph."));
       }
       inputs = picture.instances.map((_, k) => element("input", {type: "checkbox", checked: true,
         "aria-describedby": `${id}-about-${k}`,

@@ -1,0 +1,72 @@
+"""The documentation site: python -m sphinx -W -b html docs docs/_build/html."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+# The installed package is described, and not the checkout around it: there, cli/ and models/ are not yet where they are
+# imported from.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != DOCS.parent]
+sys.path.insert(0, str(DOCS / "_extensions"))
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import exports  # noqa: E402
+import source_pages  # noqa: E402
+
+import sparsespec  # noqa: E402
+
+project = "sparsespec"
+copyright = "the authors of sparsespec, Apache-2.0"
+version = release = sparsespec.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.linkcode",
+    "sphinx.ext.napoleon",
+    "sphinx_click",
+    "commands",
+    "docstrings",
+    "mathml",
+    "outer_pages",
+    "signatures",
+    "source_pages",
+]
+exclude_patterns = ["_build", "README.md", "recipes/README.md"]
+templates_path = ["_templates"]
+default_role = "code"
+nitpicky = True
+# Of numpy, in functions that a package describes in place of their modules; other names of other libraries are looked up.
+nitpick_ignore = [("py:class", "npt.ArrayLike")]
+
+myst_fence_as_directive = ["math"]
+myst_heading_anchors = 4
+myst_enable_extensions = ["colon_fence", "attrs_inline"]
+
+html_theme = "furo"
+html_title = "sparsespec"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_copy_source = False
+html_show_sphinx = False
+html_theme_options = {
+    "footer_icons": [],
+    "light_css_variables": {"color-brand-primary": "#5b3fa0", "color-brand-content": "#5b3fa0"},
+    "dark_css_variables": {"color-brand-primary": "#c3aaff", "color-brand-content": "#c3aaff"},
+}
+
+autosummary_generate = True
+autosummary_context = {"exports": exports.of_packages()}
+autodoc_default_options = {"members": True, "show-inheritance": True, "member-order": "bysource", "ignore-module-all": True}
+autodoc_typehints = "signature"
+napoleon_google_docstring = False
+# Shapes and units, which are no names of types.
+napoleon_use_rtype = False
+napoleon_use_param = False
+
+linkcode_resolve = source_pages.source_of
