@@ -127,9 +127,11 @@ def _spectrum(made: Explanation) -> Text:
     if made.method == "paper":
         second = "Here the count was given, and k-means on these vectors makes the instances."
     else:
+        split = " and from what a closer look takes apart" if any(len(c.taken) > 1 for c in made.crops) else ""
         second = (
             f"It is shown to look at: the count of {counted(len(made.result), 'instance')} comes from the merit of "
-            "regions, below. Of an eigenvector, colours show where it is negative and positive: it cuts between them."
+            f"regions{split}, below. Of an eigenvector, colours show where it is negative and positive: it cuts "
+            "between them."
         )
     return _text("Spectrum: the graph's own pieces", first, second)
 

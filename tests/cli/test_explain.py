@@ -67,11 +67,15 @@ def test_both_by_name_and_the_published_method(invoke: Invoke, folder: Path) -> 
     assert "figure in x.SVG, page in y.html" in done.stdout
     assert files(folder) == ["x.SVG", "y.html"]
     assert (folder / "x.SVG").read_bytes().startswith(b"<?xml")
-    again = invoke("explain", IMAGE, *SMALL, *options)
-    assert again.exit_code == 2
-    assert "'x.SVG' exists: replace it with --overwrite, or choose another file with --output" in again.stderr
+
+
+def test_nothing_is_replaced_unasked(invoke: Invoke, folder: Path) -> None:
+    assert invoke("explain", IMAGE, *SMALL, "--html", "y.html").exit_code == 0
     first = (folder / "y.html").read_bytes()
-    assert invoke("explain", IMAGE, *SMALL, *options, "--overwrite").exit_code == 0
+    again = invoke("explain", IMAGE, *SMALL, "--html", "y.html")
+    assert again.exit_code == 2
+    assert "'y.html' exists: replace it with --overwrite, or choose another file with --html" in again.stderr
+    assert invoke("explain", IMAGE, *SMALL, "--html", "y.html", "--overwrite").exit_code == 0
     assert (folder / "y.html").read_bytes() == first
 
 
