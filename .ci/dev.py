@@ -30,8 +30,10 @@ def tool(*command: str | Path) -> bool:
 
 
 def run(*command: str | Path, folder: Path = ROOT) -> bool:
-    """Run a command, with its output where ours goes."""
-    return subprocess.run([str(part) for part in command], cwd=folder, check=False).returncode == 0
+    """Run a command, with its output where ours goes, and with the tools that were installed with this Python."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    done = subprocess.run([str(part) for part in command], cwd=folder, env={**os.environ, "PATH": path}, check=False)
+    return done.returncode == 0
 
 
 def setup() -> bool:
@@ -93,6 +95,11 @@ def slow() -> bool:
     return tool("pytest", "-n", "auto", "-m", "slow")
 
 
+def docs() -> bool:
+    """Build the documentation site; a link that leads nowhere is an error."""
+    return tool("sphinx", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
+
+
 def hooks() -> bool:
     """Run what git will run at a commit, over all files."""
     if not (ROOT / ".git").exists():
@@ -118,7 +125,7 @@ def fix() -> bool:
     return all(mended)
 
 
-CHECKS: dict[str, Callable[[], bool]] = {"lint": lint, "types": types, "hooks": hooks, "tests": tests}
+CHECKS: dict[str, Callable[[], bool]] = {"lint": lint, "types": types, "hooks": hooks, "tests": tests, "docs": docs}
 MORE: dict[str, Callable[[], bool]] = {"slow": slow}
 
 

@@ -19,7 +19,7 @@ import source_pages  # noqa: E402
 import sparsespec  # noqa: E402
 
 project = "sparsespec"
-copyright = "the authors of sparsespec, Apache-2.0"
+copyright = "the authors of sparsespec, Apache-2.0"  # noqa: A001
 version = release = sparsespec.__version__
 
 extensions = [
@@ -31,22 +31,28 @@ extensions = [
     "sphinx_click",
     "commands",
     "docstrings",
+    "folded",
     "mathml",
     "outer_pages",
     "signatures",
     "source_pages",
 ]
-exclude_patterns = ["_build", "README.md", "recipes/README.md"]
+exclude_patterns = ["_build", "README.md"]
 templates_path = ["_templates"]
 default_role = "code"
 nitpicky = True
-# Of numpy, in functions that a package describes in place of their modules; other names of other libraries are looked up.
+# Two hyphens are two hyphens: options begin with them.
+smartquotes = False
+maximum_signature_line_length = 88
+# Of numpy, in functions that a package describes in place of their modules. All other names are looked up.
 nitpick_ignore = [("py:class", "npt.ArrayLike")]
 
 myst_fence_as_directive = ["math"]
 myst_heading_anchors = 4
 myst_enable_extensions = ["colon_fence", "attrs_inline"]
 
+# Blocks that name no language are shells or what programs print.
+highlight_language = "text"
 html_theme = "furo"
 html_title = "sparsespec"
 html_static_path = ["_static"]
@@ -54,6 +60,8 @@ html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sphinx = False
+# The search fetches pages for their summaries, which browsers forbid it for pages from disk.
+html_show_search_summary = False
 html_theme_options = {
     "footer_icons": [],
     "light_css_variables": {"color-brand-primary": "#5b3fa0", "color-brand-content": "#5b3fa0"},
@@ -62,7 +70,7 @@ html_theme_options = {
 
 autosummary_generate = True
 autosummary_context = {"exports": exports.of_packages()}
-autodoc_default_options = {"members": True, "show-inheritance": True, "member-order": "bysource", "ignore-module-all": True}
+autodoc_default_options = {"members": True, "member-order": "bysource", "ignore-module-all": True}
 autodoc_typehints = "signature"
 napoleon_google_docstring = False
 # Shapes and units, which are no names of types.

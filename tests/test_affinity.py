@@ -23,6 +23,8 @@ LAYOUTS: dict[str, Callable[[np.ndarray], Any]] = {
     "column-major": np.asfortranarray,
     "list": lambda features: features.tolist(),
 }
+# Kernels are compiled once more for arrays that cannot be written to, which takes longest.
+CHANGES = [pytest.param(c, marks=[pytest.mark.slow] * (c == "read-only")) for c in sorted(LAYOUTS)]
 GRID = (7, 11)
 
 
@@ -260,7 +262,7 @@ def test_tokens_without_a_neighbour() -> None:
     assert affinity.boc_knn_graph(np.array([[1.0, 2.0], [-1.0, -2.0]])).nnz == 0
 
 
-@pytest.mark.parametrize("change", sorted(LAYOUTS))
+@pytest.mark.parametrize("change", CHANGES)
 def test_layouts_and_types_give_the_same_answer(features: np.ndarray, change: str) -> None:
     given = LAYOUTS[change](features)
     assert np.array_equal(affinity.bray_curtis_over_chebyshev(given), affinity.bray_curtis_over_chebyshev(features))
@@ -509,7 +511,7 @@ def test_cosine_affinity_at_its_ends(features: np.ndarray) -> None:
     assert (alone.shape, alone.nnz) == ((1, 1), 0)
 
 
-@pytest.mark.parametrize("change", sorted(LAYOUTS))
+@pytest.mark.parametrize("change", CHANGES)
 def test_cosine_affinity_of_any_array(features: np.ndarray, change: str) -> None:
     before = features.copy()
     found = affinity.cosine_affinity([LAYOUTS[change](features)], GRID)

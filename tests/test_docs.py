@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import doctest
 import importlib
+import itertools
+import json
 import os
 import pkgutil
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import click
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -24,13 +30,26 @@ import sparsespec.models
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 EXAMPLES = DOCS / "examples"
-PAGES = sorted({*DOCS.rglob("*.md"), ROOT / "README.md", *(ROOT / "models").glob("*.md")})
+PAGES = sorted(
+    page
+    for page in {*DOCS.rglob("*.md"), *ROOT.glob("*.md"), *(ROOT / "models").glob("*.md")}
+    if "_build" not in page.parts
+)
+# Folder of the site's own extensions, which say what a link to a file means.
+EXTENSIONS = DOCS / "_extensions"
 
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FENCED = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ +(.+)$", re.MULTILINE)
 _OPTION = re.compile(r"--[a-z][a-z-]+")
+# Blocks of commands and of what they print, whether fenced or indented; and code within a sentence.
+_FENCE = re.compile(r"^```([a-z]*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_SHELLS = ("", "sh", "shell", "bash", "console", "text", "ini", "yaml", "dockerfile")
+_INDENTED = re.compile(r"(?<=\n\n)((?: {4,}\S.*\n)+)")
+_INLINE = re.compile(r"`([^`\n]+)`")
+_COMMAND = re.compile(r"(?:^|(?<=[\s&|;$(]))sparsespec +([a-z-].*)$", re.MULTILINE)
+_SOURCE_LINK = re.compile(r"\[`([^`]+)`\]\(([^)\s]+\.py)\)")
 
 
 def python_blocks(page: Path) -> list[tuple[int, str]]:
@@ -115,18 +134,218 @@ def test_every_option_of_run_is_described() -> None:
     assert options <= set(_OPTION.findall((DOCS / "command-line.md").read_text(encoding="utf-8")))
 
 
-def test_method_page_names_what_is_there() -> None:
-    text = (DOCS / "method.md").read_text(encoding="utf-8")
+def commands_of(page: Path) -> list[str]:
+    """What follows "sparsespec" in each command line on a page."""
+    text = page.read_text(encoding="utf-8")
+    blocks = [match[2] for match in _FENCE.finditer(text) if match[1] in _SHELLS]
+    text = _FENCED.sub("", text)
+    blocks += [match[1] for match in _INDENTED.finditer(text)]
+    blocks += [match[1] for match in _INLINE.finditer(text)]
+    return [match[1] for block in blocks for match in _COMMAND.finditer(block.replace("\\\n", " "))]
+
+
+def mistakes_in(line: str) -> list[str]:
+    """What a command line names that the command doesn't have; placeholders and comments may stand in it."""
+    words = re.sub(r" #.*| [|>&;].*", "", line).replace("[", " ").replace("]", " ").replace("=", " ").split()
+    command: click.Command = sparsespec.cli.main
+    while isinstance(command, click.Group) and words and re.fullmatch(r"[a-z]+", words[0]):
+        found = command.commands.get(words.pop(0))
+        if found is None:
+            return [f"no such command: {line}"]
+        command = found
+    options = {name: option for option in command.params for name in (*option.opts, *option.secondary_opts)}
+    options |= {"--help": click.Option(["--help"], is_flag=True), "-h": click.Option(["-h"], is_flag=True)}
+    wrong = []
+    for word, after in itertools.pairwise([*words, ""]):
+        if not re.fullmatch(r"--?[a-z][a-z-]*", word):
+            continue
+        option = options.get(word)
+        if option is None:
+            wrong.append(f"{command.name} has no {word}: {line}")
+        elif isinstance(option.type, click.Choice) and re.fullmatch(r"[a-z0-9|-]+", after):
+            wrong += [
+                f"{word} can't be {value}: {line}" for value in after.split("|") if value not in option.type.choices
+            ]
+    return wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_commands_on_the_pages_exist(page: Path) -> None:
+    assert [mistake for line in commands_of(page) for mistake in mistakes_in(line)] == []
+
+
+def test_commands_are_found_and_mistakes_in_them(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```\npip install . && sparsespec run --inputs x\n```\nSay `sparsespec fly`.\n\n"
+        "    sparsespec run \\\n      --method magic\n\n"
+        "```\nNUMBA=1 sparsespec models pull NAME [--offline] # --never\n```\nsparsespec walks\n",
+        encoding="utf-8",
+    )
+    lines = commands_of(page)
+    assert sorted(line.split()[0] for line in lines) == ["fly", "models", "run", "run"]
+    found = [mistake.partition(":")[0] for line in lines for mistake in mistakes_in(line)]
+    assert sorted(found) == ["--method can't be magic", "no such command", "run has no --inputs"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_code_on_the_pages_imports_what_is_there(page: Path) -> None:
     missing = []
-    modules = "affinity|backbone|channels|foreground|instances|paper|refine|spectral"
-    for module, path in re.findall(rf"`({modules})\.([A-Za-z_.]+)`", text):
-        thing: object = importlib.import_module(f"sparsespec.{module}")
-        for part in path.split("."):
-            thing = getattr(thing, part, None)
-        if thing is None:
-            missing.append(f"{module}.{path}")
-    assert "affinity.local_affinity" in text
+    for _, code in python_blocks(page):
+        for statement in ast.walk(ast.parse(code)):
+            if isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith("sparsespec"):
+                module = importlib.import_module(str(statement.module))
+                missing += [name.name for name in statement.names if not hasattr(module, name.name)]
+            elif isinstance(statement, ast.Attribute) and ast.unparse(statement.value) == "sparsespec":
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(f"sparsespec.{statement.attr}")
+                missing += [statement.attr] if not hasattr(sparsespec, statement.attr) else []
     assert missing == []
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/index.md", "docs/models.md", "docs/providers.md", "docs/method.md"]
+)
+def test_code_on_the_pages_runs(page: str, photo_folder: Path) -> None:
+    row = {"status": "done", "seconds": dict.fromkeys(("features", "channels", "affinity", "foreground"), 0.1)}
+    row["seconds"] |= {"instances": 0.2, "refine": 0.1}
+    (photo_folder / "OUT").mkdir()
+    (photo_folder / "OUT" / "run.json").write_text(json.dumps({"images": [row]}), encoding="utf-8")
+    namespace: dict[str, object] = {"__name__": "page"}
+    blocks = python_blocks(ROOT / page)
+    assert blocks
+    for line, code in blocks:
+        exec(compile("\n" * line + code, page, "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_examples_on_the_pages(page: Path, photo_folder: Path) -> None:
+    assert doctest.testfile(str(page), module_relative=False).failed == 0
+
+
+def defined_in(path: Path) -> set[str]:
+    """What a file defines, with the methods of its classes as ``Class.method``."""
+    names = set()
+    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            names.add(statement.name)
+        if isinstance(statement, ast.ClassDef):
+            names |= {f"{statement.name}.{part.name}" for part in statement.body if isinstance(part, ast.FunctionDef)}
+        if isinstance(statement, ast.Assign | ast.AnnAssign):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_to_code_name_what_is_defined_there(page: Path) -> None:
+    missing = []
+    for name, link in _SOURCE_LINK.findall(page.read_text(encoding="utf-8")):
+        file = page.parent / link
+        if not name.endswith(".py") and name.removeprefix(f"{file.stem}.") not in defined_in(file):
+            missing.append(f"{name} in {link}")
+    assert missing == []
+
+
+def test_each_stage_has_a_picture_an_equation_and_its_line_of_code() -> None:
+    text = (DOCS / "method.md").read_text(encoding="utf-8")
+    stages = re.split(r"^## (?=\d+\. )", text.partition("## What was chosen")[0], flags=re.MULTILINE)[1:]
+    assert len(stages) == 11
+    for stage in stages:
+        title = stage.partition("\n")[0]
+        assert re.search(r"!\[[^\]]+\]\(images/[\w-]+\.jpg\)", stage), title
+        assert _SOURCE_LINK.search(stage), title
+    # The input, the network and the closer look are told in words.
+    without = [stage.partition(".")[0] for stage in stages if "```math" not in stage]
+    assert without == ["1", "2", "10"]
+
+
+def test_site_shows_every_page() -> None:
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^(?:.* <)?([\w/-]+)>?$", "".join(re.findall(r"```\{toctree\}\n(.*?)```", index, re.S)), re.M)
+    pages = {page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES if page.is_relative_to(DOCS)}
+    generated = {page for page in pages if page.startswith("api/")}
+    shown = pages - generated - {"index", "README"}
+    assert sorted(listed) == sorted(shown)
+
+
+def test_folder_of_the_pages_lists_them() -> None:
+    listed = {link.partition("#")[0] for link in _LINK.findall((DOCS / "README.md").read_text(encoding="utf-8"))}
+    stubs = {"model-card.md", "changelog.md", "contributing.md"}  # what they show is listed
+    assert {page.name for page in DOCS.glob("*.md")} - stubs - {"README.md"} <= listed
+
+
+def test_site_describes_every_module() -> None:
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^ +(sparsespec[\w.]*)$", text, re.MULTILINE)
+    # Packages list their modules themselves.
+    packages = {
+        name
+        for block in text.split("```")
+        if ":recursive:" in block
+        for name in re.findall(r"^ +(sparsespec\S*)$", block, re.M)
+    }
+    modules = {name for name in public_modules() if not name.startswith("sparsespec.cli")}
+    assert sorted(listed) == sorted(name for name in modules if not name.startswith(tuple(f"{p}." for p in packages)))
+
+
+@pytest.fixture
+def extension(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    monkeypatch.syspath_prepend(str(EXTENSIONS))
+    return importlib.import_module
+
+
+@pytest.mark.needs("sphinx")
+def test_site_leads_to_the_line(extension: Callable[[str], ModuleType]) -> None:
+    pages = extension("source_pages")
+    file = ROOT / "sparsespec" / "affinity.py"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    for text in ("affinity.local_affinity", "local_affinity"):
+        assert lines[pages.find_line(file, text) - 1].startswith("def local_affinity(")
+    pipeline = ROOT / "sparsespec" / "pipeline.py"
+    line = pages.find_line(pipeline, "Segmenter._look_closer")
+    assert pipeline.read_text(encoding="utf-8").splitlines()[line - 1].startswith("    def _look_closer(")
+    assert pages.find_line(file, "sparsespec/affinity.py") == 0
+    assert pages.find_line(file, "the code") == 0
+    assert pages.find_line(file, "affinity.nothing") is None
+    uri = pages.source_of("py", {"module": "sparsespec.affinity", "fullname": "local_affinity"})
+    assert uri == f"source:sparsespec/affinity.py#L-{pages.find_line(file, 'local_affinity')}"
+
+
+@pytest.mark.needs("sphinx")
+def test_site_moves_links_of_outer_pages(extension: Callable[[str], ModuleType]) -> None:
+    rebased = extension("outer_pages").rebased
+    text = (
+        "[a](docs/method.md#x), [b](#y), [c](https://z), ![d](docs/images/e.jpg), [f](LICENSE)\n```\n[g](docs/h)\n```\n"
+    )
+    assert rebased(text, ROOT) == (
+        "[a](method.md#x), [b](#y), [c](https://z), ![d](images/e.jpg), [f](../LICENSE)\n```\n[g](docs/h)\n```\n"
+    )
+
+
+@pytest.mark.needs("sphinx")
+def test_site_takes_help_texts_for_what_they_are(extension: Callable[[str], ModuleType]) -> None:
+    as_rst = extension("commands").as_rst
+    assert as_rst(["Reads *.jpg.", "", ".. option:: --input <*>"]) == [r"Reads \*.jpg.", "", ".. option:: --input <*>"]
+    kept = as_rst(["| Examples", "|   sparsespec run *", "", "More."])
+    assert kept == ["", "::", "", "    Examples", "      sparsespec run *", "", "", "More."]
+
+
+@pytest.mark.needs("sphinx")
+def test_site_folds_without_headings(extension: Callable[[str], ModuleType]) -> None:
+    text = "# A\n<details>\n\n### B\n\ntext\n</details>\n## C\n"
+    assert extension("folded").flattened(text) == "# A\n<details>\n\n**B**\n\ntext\n</details>\n## C\n"
+
+
+@pytest.mark.needs("latex2mathml")
+def test_equations_become_mathml() -> None:
+    from latex2mathml.converter import convert
+
+    equations = re.findall(r"```math\n(.*?)```", (DOCS / "method.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(equations) > 10
+    for equation in equations:
+        # A command it doesn't know comes out as text.
+        assert not re.findall(r"\\[A-Za-z|]+", convert(" ".join(equation.split()))), equation
 
 
 @pytest.mark.parametrize("name", public_modules())
@@ -150,10 +369,12 @@ def test_example_photographs_are_few_small_and_licensed() -> None:
 
 @pytest.mark.slow
 def test_pictures_can_be_made_again(tmp_path: Path) -> None:
-    script = DOCS / "images" / "make_results.py"
-    done = subprocess.run([sys.executable, script, "--output", tmp_path], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    kept = sorted(script.parent.glob("*.jpg"))
+    for script in ("make_results.py", "make_stages.py"):
+        command = [sys.executable, DOCS / "images" / script, "--output", tmp_path]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    kept = sorted((DOCS / "images").glob("*.jpg"))
+    assert sum(picture.stat().st_size for picture in kept) < 2_000_000
     assert sorted(made.name for made in tmp_path.glob("*.jpg")) == [picture.name for picture in kept]
     for picture in kept:
         assert picture.stat().st_size < 400_000

@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import importlib.resources
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,8 +25,8 @@ PLACE = {name: place for place, names in enumerate(ORDER) for name in names}
 # Files of more than 700 lines, and why each of them is one.
 LONG = {
     "sparsespec.batch.cluster": "one engine: what it asks of scheduler and workers, and what it makes of the answers",
-    "sparsespec.batch.remote": "",
-    "sparsespec.images": "",
+    "sparsespec.batch.remote": "one interface to every kind of store, and one table of what their errors mean",
+    "sparsespec.images": "one reader: from every format, and from arrays, to the same pixels, whole or by window",
     "sparsespec.models.from_onnx": "one walk through a graph, which finds the parts in the order they are computed",
     "sparsespec.pipeline": "the stages in order, and what goes in and comes out, documented",
     "sparsespec.spectral": "one function with its solvers, the bounds of their residuals, and what follows a failure",
@@ -81,17 +82,19 @@ def test_every_module_is_found() -> None:
     assert {"sparsespec.cli.run", "sparsespec.models.registry", "sparsespec.batch.one"} <= set(MODULES)
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_no_module_imports_one_downstream(module: str) -> None:
-    if module == "sparsespec":
-        # Its names are loaded on first use, so that importing it imports none.
-        assert parts_imported(MODULES[module], module, top_level=True) == set()
-        return
-    # The one tool among the modules, which checks the model it has built by running it.
-    own = "models.build" if module == "sparsespec.models.build" else module.split(".")[1]
-    for other in parts_imported(MODULES[module], module) - {module.split(".")[1]}:
-        assert other in PLACE, f"{module} imports {other}, which has no place in the order"
-        assert PLACE[other] < PLACE[own], f"{module} imports {other}, which is not upstream of it"
+def test_the_package_imports_no_part_of_itself() -> None:
+    # Its names are loaded on first use.
+    assert parts_imported(MODULES["sparsespec"], "sparsespec", top_level=True) == set()
+
+
+def test_no_module_imports_one_downstream() -> None:
+    wrong = []
+    for module in MODULES.keys() - {"sparsespec"}:
+        # The one tool among the modules, which checks the model it has built by running it.
+        own = "models.build" if module == "sparsespec.models.build" else module.split(".")[1]
+        others = parts_imported(MODULES[module], module) - {module.split(".")[1]}
+        wrong += [f"{module} imports {other}" for other in others if PLACE.get(other, len(ORDER)) >= PLACE[own]]
+    assert wrong == [], "not upstream of it in docs/architecture.md"
 
 
 def test_the_map_has_every_part_once_and_no_other() -> None:
@@ -173,6 +176,20 @@ def test_the_version_is_the_one_installed() -> None:
     setup = configparser.ConfigParser()
     assert setup.read(Path(__file__).parents[1] / "setup.cfg")
     assert sparsespec.__version__ == setup["metadata"]["version"]
+    releases = re.findall(r"^## \[(\d[^\]]*)\]", (code_map.ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert sparsespec.__version__ == releases[0]
+
+
+def test_the_changelog_has_its_form() -> None:
+    text = (code_map.ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert headings[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", heading) for heading in headings[1:])
+    assert headings[1:] == sorted(
+        headings[1:], key=lambda h: [int(n) for n in h[1 : h.index("]")].split(".")], reverse=True
+    )
+    kinds = re.findall(r"^### (.*)$", text, re.MULTILINE)
+    assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
 def test_setup_names_every_package() -> None:

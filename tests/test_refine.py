@@ -67,6 +67,7 @@ def test_the_guide_is_the_resized_photograph(
     # Without the first row, from the pixels that the others need, in two parts.
     top = int(rows[0][1, 0])
     flat = pixels[top:].reshape(size[0] - top, -1)
+    flat.flags.writeable = False  # as the pipeline gives it: no other kernel is compiled
     for begin, end in ((1, wanted[0] // 2), (wanted[0] // 2, wanted[0])):
         guided.reduce_rows(flat, top, peak, *rows, *columns, begin, end, guide, 1)
     expected = resample.resize(pixels.astype(np.float32) / peak, wanted)[1:]
@@ -149,6 +150,7 @@ def test_pixels_go_to_the_mask_of_the_largest_interpolated_model(size: tuple[int
     rng = np.random.default_rng(1)
     shape = (11, 17 * size[1])
     pixels = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    pixels.flags.writeable = False
     count = 3
     models = steepness * rng.standard_normal((count, 4, *size)).astype(np.float32)
     phase = 2 * np.pi * (np.arange(size[1]) / size[1] + np.arange(count)[:, None] / count)
@@ -367,7 +369,7 @@ def test_eight_bits_sixteen_and_floats_give_the_same_labels() -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
 def test_labels_may_be_written_to_a_file(tmp_path: Path, dtype: type[np.generic]) -> None:
-    image, masks = blocky_image((6, 8), 1), disjoint_masks((6, 8), 2, 1)
+    image, masks = (255 * blocky_image((6, 8), 1)).astype(np.uint8), disjoint_masks((6, 8), 2, 1)
     expected = refine.refine_masks(image, masks, (6.0, 8.0))
     out = np.memmap(tmp_path / "labels", dtype, "w+", shape=image.shape[:2])
     out[...] = 99

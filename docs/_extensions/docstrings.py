@@ -26,7 +26,9 @@ _kept: dict[str, list[str]] = {}
 
 def attributes(lines: list[str], thing: Any) -> list[str]:
     """Turn the section "Attributes" of a class into directives, one for each entry, several names together too."""
-    start = next((k for k, line in enumerate(lines[:-1]) if line == "Attributes" and _HEADING.match(lines[k + 1])), None)
+    start = next(
+        (k for k, line in enumerate(lines[:-1]) if line == "Attributes" and _HEADING.match(lines[k + 1])), None
+    )
     if start is None:
         return lines
     end = next((k for k in range(start + 2, len(lines) - 1) if _HEADING.match(lines[k + 1])), len(lines))
@@ -40,7 +42,7 @@ def attributes(lines: list[str], thing: Any) -> list[str]:
             made += ["", f".. attribute:: {names[0]}", *(f"               {name}" for name in names[1:])]
             kinds = {hints.get(name) for name in names}
             if len(kinds) == 1 and None not in kinds:
-                made.append(f"   :type: {kinds.pop()}")
+                made.append(f"    :type: {kinds.pop()}")
             made.append("")
         else:
             made.append(line)

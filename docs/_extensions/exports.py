@@ -52,7 +52,9 @@ def of_packages() -> dict[str, dict[str, Any]]:
                 elsewhere.append(f"{home}.{exported}".removeprefix(f"{name}."))
             else:
                 here.append((exported, _directive(thing)))
-        found[name] = {"elsewhere": elsewhere, "here": here}
+        below = [each.name for each in pkgutil.iter_modules(module.__path__, f"{name}.") if is_public(each.name)]
+        hidden = [each.removeprefix(f"{name}.") for each in below if is_hidden(each)]
+        found[name] = {"elsewhere": elsewhere, "here": here, "hidden": hidden}
     return found
 
 

@@ -51,6 +51,7 @@ class OuterLinks(SphinxTransform):
     default_priority = 5
 
     def apply(self, **kwargs: Any) -> None:
+        """Work through a page."""
         for node in self.document.findall(addnodes.pending_xref):
             if node.get("reftype") != "myst" or node.get("refdomain") != "doc":
                 continue

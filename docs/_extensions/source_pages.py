@@ -1,8 +1,8 @@
 """The project's own code in the site: a page for each Python file, and links that lead to the line of a definition.
 
-A page in Markdown links a file as a Git host wants it, ``[`affinity.local_affinity`](../sparsespec/affinity.py)``. Where
-the text of the link names something that is defined in the file, the site leads to its line, so no line number is ever
-written down; a name that the file doesn't define is a warning.
+A page in Markdown links a file as a Git host wants it, ``[`affinity.local_affinity`](../sparsespec/affinity.py)``.
+Where the text of the link names something that is defined in the file, the site leads to its line, so no line number is
+ever written down; a name that the file doesn't define is a warning.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import importlib
 import inspect
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.builders.html import StandaloneHTMLBuilder
 from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
 
@@ -71,6 +72,7 @@ class SourceLinks(SphinxTransform):
     default_priority = 5
 
     def apply(self, **kwargs: Any) -> None:
+        """Work through a page."""
         for node in list(self.document.findall(addnodes.download_reference)):
             path = Path(os.path.normpath(self.env.doc2path(self.env.docname).parent / node["reftarget"]))
             if not is_source(path):
@@ -124,6 +126,8 @@ def _page(name: str) -> str:
 def _pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     if app.builder.format != "html":
         return
+    # The same for all pages of a folder, and most of the work where each makes its own.
+    menus: dict[str, Callable[..., str]] = {}
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
             name = path.relative_to(ROOT).as_posix()
@@ -132,7 +136,18 @@ def _pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
             listing = app.builder.highlighter.highlight_block(
                 path.read_text(encoding="utf-8"), "python", linenos="inline", lineanchors="L", anchorlinenos=True
             )
-            yield _page(name), {"title": name, "body": f'<h1>{name}</h1><div class="source-page">{listing}</div>'}, "page.html"
+            page = _page(name)
+            menu = menus.setdefault(os.path.dirname(page), _menu(app.builder, page))
+            body = f'<h1>{name}</h1><div class="source-page">{listing}</div>'
+            yield page, {"title": name, "body": body, "toctree": menu}, "page.html"
+
+
+def _menu(builder: StandaloneHTMLBuilder, page: str) -> Callable[..., str]:
+    @functools.cache
+    def menu(**options: Any) -> str:
+        return builder._get_local_toctree(page, **options)
+
+    return menu
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -315,7 +315,9 @@ def scores(seen: Seen) -> Picture:
     for merit, score in zip(made["mask_merit"], made["scores"], strict=True):
         x, y = at(float(merit), float(score))
         draw.ellipse((x - 6, y - 6, x + 6, y + 6), fill=(200, 80, 110))
-    return row([("instances and scores", drawn), ("score (up) by merit (right); dots: these instances", np.asarray(plot))])
+    return row(
+        [("instances and scores", drawn), ("score (up) by merit (right); dots: these instances", np.asarray(plot))]
+    )
 
 
 def overview(seen: Seen) -> Picture:

@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 
 from sparsespec import Backbone, Segmenter
 from sparsespec.backbone import BusyError
@@ -65,6 +66,8 @@ async def instances(request: Request) -> Answer:
                 await save_body(request, upload)
         except TimeoutError:
             raise HTTPException(408, f"the upload took more than {UPLOAD_SECONDS} seconds") from None
+        except ClientDisconnect:  # nobody reads this answer, but the log is spared a traceback
+            raise HTTPException(400, "the upload broke off") from None
         try:
             return await run_in_threadpool(segmented, request.state.segmenter, upload)
         except BusyError:

@@ -64,15 +64,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--side", type=int, default=16_384, help="pixels of the scan that is made")
     args = parser.parse_args(arguments)
     args.output.mkdir(parents=True, exist_ok=True)
-    if args.scan is None:
-        args.scan = args.output / "scan.tif"
-        make_scan(args.scan, args.side)
-
     segmenter = sparsespec.Segmenter(megapixels=args.megapixels)
     segmenter.warm_up()
     before = peak_megabytes()
     mapped = args.output / "labels.npy"
     try:
+        if args.scan is None:
+            args.scan = args.output / "scan.tif"
+            make_scan(args.scan, args.side)
         with open_image(args.scan) as source:
             rows, columns, _ = source.shape
             # Labels go to a file that is mapped into memory: the system writes pages out when it needs room.

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from sparsespec import Backbone, Segmenter
 from sparsespec.batch import InputsError, find_inputs
 from sparsespec.fitting import fit_directions
-from sparsespec.images import read_image
+from sparsespec.images import ImageReadError, read_image
 from sparsespec.models import BuildError, build_model
 
 
@@ -90,10 +90,10 @@ def main(arguments: list[str] | None = None) -> None:
         # Checked against the export before it is written. From here on, neither the export nor onnx is needed.
         build_model(args.export, model, precision=args.precision, name="mine")
         inputs = find_inputs(args.photographs)
-    except (BuildError, InputsError) as error:
+        images = [read_image(Path(inputs.root, name)) for name in inputs.images]
+    except (BuildError, InputsError, ImageReadError) as error:
         parser.error(str(error))
     backbone = Backbone(model)
-    images = [read_image(Path(inputs.root, name)) for name in inputs.images]
     # Half precision is enough to fit to, and keeps the features of hundreds of photographs small.
     features = [backbone.features(image).halved() for image in images]
     directions = fit_directions(features, source_sha256=backbone.features_sha256)

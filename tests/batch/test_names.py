@@ -167,8 +167,13 @@ def test_pages_are_in_a_folder_with_the_name_of_the_file() -> None:
     assert pages("scan.tif", "SCAN.TIF/page-0001.jpg")["scan.tif"] == "scan.tif.2/page-0001"
 
 
-@pytest.mark.parametrize("seed", range(300))
-def test_outputs_never_meet(seed: int) -> None:
+@pytest.mark.parametrize("first", range(0, 300, 50))
+def test_outputs_never_meet(first: int) -> None:
+    for seed in range(first, first + 50):
+        check_that_outputs_never_meet(seed)
+
+
+def check_that_outputs_never_meet(seed: int) -> None:
     rng = random.Random(seed)
     parts = [
         "x", "X", "x.jpg", "x.png", "x.jpg.png", "x.png.jpg", "x.2", "y", "x.tif", "X.TIF", "x.txt", "001.png", "001",

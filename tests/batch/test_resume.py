@@ -69,7 +69,7 @@ def check_same(resuming: ModuleType, output: Path, other: Path) -> None:
 
 
 @posix
-@pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [17, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_at_any_step_goes_on(
     tmp_path: Path, resuming: ModuleType, runner: Any, every: int
 ) -> None:

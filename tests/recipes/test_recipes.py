@@ -111,6 +111,25 @@ def test_fastapi_endpoint_does_not_wait_for_slow_uploads(monkeypatch: pytest.Mon
     assert (answer.status_code, "0.05 seconds" in answer.json()["detail"]) == (408, True)
 
 
+@pytest.mark.needs("fastapi")
+def test_fastapi_endpoint_when_an_upload_breaks_off() -> None:
+    import asyncio
+
+    endpoint = recipe("fastapi_endpoint")
+    received = iter(({"type": "http.request", "body": b"abc", "more_body": True}, {"type": "http.disconnect"}))
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(received)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/instances", "query_string": b"", "headers": [], "state": {}}
+    asyncio.run(endpoint.app(scope, receive, send))
+    assert sent[0]["status"] == 400
+
+
 class TurnOfAnotherThread:
     def __init__(self, backbone: Any) -> None:
         self._backbone = backbone
@@ -262,6 +281,9 @@ def test_large_tiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     import tifffile
 
     monkeypatch.chdir(DOCS.parent)
+    with pytest.raises(SystemExit):
+        recipe("large_tiff").main([str(tmp_path / "none.tif"), "--output", str(tmp_path)])
+    assert "none.tif" in capsys.readouterr().err
     # Just large enough to be read by window, and no multiple of a tile.
     recipe("large_tiff").main(["--side", "4900", "--output", str(tmp_path), "--megapixels", "0.1"])
     with tifffile.TiffFile(tmp_path / "labels.tif") as file:
@@ -281,6 +303,9 @@ def test_large_tiff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def test_own_backbone(photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from sparsespec.directions import Directions
 
+    with pytest.raises(SystemExit):
+        recipe("own_backbone").main(["--photographs", str(photographs)])
+    assert "broken.jpg': it is not an image" in capsys.readouterr().err
     (photographs / "broken.jpg").unlink()
     recipe("own_backbone").main(["--photographs", str(photographs), "--output", "mine", "--precision", "float32"])
     assert (tmp_path / "mine" / "mine.onnx").exists()

@@ -34,6 +34,7 @@ from sparsespec.evaluation.benchmark import data
 from sparsespec.evaluation.benchmark.bench import Bench
 from sparsespec.evaluation.benchmark.report import Column, Table
 from sparsespec.evaluation.benchmark.soak import pictures_of
+from sparsespec.formats.report import RUN_SCRIPT
 
 __all__ = ["ENGINES", "Survival", "differences", "run", "survive", "write_pictures"]
 
@@ -127,7 +128,8 @@ def run(bench: Bench) -> list[Table]:
         table.rows.append({"ours": True, "status": "done", "engine": engine, "remark": remark} | row)
     table.notes.append(
         "*Other bytes*: files of the output that differ from those of an undisturbed run, run.json excepted, of which"
-        " all but times is compared. *Given up at work*: images that a process was at when it was killed."
+        " all but times is compared, and report/run.js, which holds times. *Given up at work*: images that a process was"
+        " at when it was killed."
     )
     return [table]
 
@@ -237,7 +239,7 @@ def differences(output: Path, other: Path) -> list[str]:
 
 def _files(output: Path) -> set[str]:
     names = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
-    return names - {"run.json", ".sparsespec/lock"}
+    return names - {"run.json", RUN_SCRIPT, ".sparsespec/lock"}
 
 
 def without_times(output: Path) -> Any:

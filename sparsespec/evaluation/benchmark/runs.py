@@ -107,7 +107,7 @@ def overhead(bench: Bench) -> Table:
     )
     table.notes.append(
         "*Read* of a run includes the looks at the file before it, *write* its run-length encodings, boxes, the picture"
-        " of each for the report (2,000 at most) and, if asked for, the overlay; *rest* is the journal, the"
+        " and the masks of each for the report (10,000 at most) and, if asked for, the overlay; *rest* is the journal, the"
         " listing and names, and the files about all images together. Label images are brought to the disk by all"
         " three before they are in their place."
     )
@@ -174,7 +174,7 @@ def engines(bench: Bench) -> Table:
         " with the least and the most. Models are open and kernels compiled before."
     )
     table.notes.append(
-        "*Same bytes* compares every file of the output but run.json, which holds times, with those of the first row."
+        "*Same bytes* compares every file of the output but run.json and report/run.js, which hold times, with those of the first row."
         " One at a time has all threads in the network; several at a time is what `sparsespec run` does by itself."
     )
     return table
@@ -594,10 +594,12 @@ def _batch(segmenter: Segmenter, overlays: bool, inputs: Inputs, output: Path) -
 
 def _digests(output: Path) -> dict[str, str]:
     """SHA-256 of every file of a run that holds no times."""
+    from sparsespec.formats.report import RUN_SCRIPT
+
     found = {}
     for path in sorted(output.rglob("*")):
         name = path.relative_to(output).as_posix()
-        if path.is_file() and name != "run.json" and not name.startswith(".sparsespec/"):
+        if path.is_file() and name not in ("run.json", RUN_SCRIPT) and not name.startswith(".sparsespec/"):
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
