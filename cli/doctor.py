@@ -82,7 +82,7 @@ def _as_text(found: Diagnosis) -> str:
     for section, facts in found.facts.items():
         lines.append(section)
         width = max(len(name) for name in facts)
-        lines += [f"  {name.replace('_', ' ').ljust(width)}  {_shown(name, value)}" for name, value in facts.items()]
+        lines += [f"  {_caption(name).ljust(width)}  {_shown(name, value)}" for name, value in facts.items()]
     lines.append("")
     for problem in found.problems:
         lines += [f"{problem.level}: {problem.text}", f"  what to do: {problem.remedy}"]
@@ -94,6 +94,10 @@ def _as_text(found: Diagnosis) -> str:
     else:
         lines.append("images can be segmented here; no problems")
     return "\n".join(lines)
+
+
+def _caption(name: str) -> str:
+    return name.removesuffix("_bytes").replace("_", " ")
 
 
 def _shown(name: str, value: Any) -> str:

@@ -109,7 +109,7 @@ def eval_command(
 
     In a label image, 0 is background and every other value one object. Which value an object has does not matter:
     objects are matched by how much they overlap. Average precision (AP) needs pycocotools, "pip install
-    sparsespec[eval]", and the scores in the instances.json of a run.
+    'sparsespec[eval]'", and the scores in the instances.json of a run.
 
     \b
     Examples

@@ -562,6 +562,10 @@ def _shown(text: str) -> str:
     return readable_name(text)
 
 
+def _report(output: str) -> str:
+    return f"{output.rstrip('/')}/report.html" if "://" in output else os.path.join(output, "report.html")
+
+
 def _summary(result: BatchResult) -> str:
     from sparsespec.formats.report import readable_duration
 
@@ -573,4 +577,4 @@ def _summary(result: BatchResult) -> str:
     parts.append(f"{result.instances} instance{'' if result.instances == 1 else 's'}")
     parts.append(readable_duration(result.seconds))
     head = "interrupted: " if result.interrupted else "ended at the first failure: " if result.stopped else ""
-    return f"{head}{', '.join(parts)}; results in {click.format_filename(result.output)}"
+    return f"{head}{', '.join(parts)}; look at {_shown(_report(result.output))}"

@@ -84,7 +84,7 @@ def pull(
     path = store.model_path(info.file)
     if path.is_file() and not force:
         return store.check_model(info.file)
-    _require_packages(info)
+    _require_packages(info, source)
     store.make_folder(path.parent)
     with store.exclusive(info.family):
         if path.is_file() and not force:
@@ -196,13 +196,13 @@ def _content(path: Path) -> str:
     return _contents[seen]
 
 
-def _require_packages(info: ModelInfo) -> None:
+def _require_packages(info: ModelInfo, source: str | os.PathLike[str] | None = None) -> None:
     """Say what is missing before a gigabyte is downloaded, not after."""
-    needed = ["onnx"] + ["safetensors"] * any(file.name.endswith(".safetensors") for file in info.files)
+    needed = ["huggingface_hub"] * (source is None) + ["onnx"] + ["safetensors"] * any(file.name.endswith(".safetensors") for file in info.files)
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
         raise ImportError(
-            f"making the model {info.name!r} needs the package {' and '.join(missing)}: pip install 'sparsespec[hub]'"
+            f"making the model {info.name!r} needs {', '.join(missing)}: pip install 'sparsespec[hub]'"
         )
 
 

@@ -34,7 +34,16 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+        try:
+            return getattr(importlib.import_module(_HOME[name]), name)
+        except ModuleNotFoundError as error:
+            if error.name != "sparsespec.models":
+                raise
+            # Their folders stand beside this one there, where only an installation puts them into the package.
+            raise ImportError(
+                f"this is the source folder {__path__[0]!r}, not the installed package: start Python in another folder,"
+                " or with the option -P"
+            ) from error
     raise AttributeError(f"module 'sparsespec' has no attribute {name!r}")
 
 

@@ -249,7 +249,7 @@ def _processor(found: _Examination) -> None:
         if flags & _BF16 and _version("openvino") is None:
             found.add(
                 "the processor computes in bfloat16, which ONNX Runtime makes no use of",
-                "pip install 'sparsespec[openvino]', then --provider openvino with a float32 model",
+                "pip install 'sparsespec[openvino,hub]', then --provider openvino --model dinov2-vits14",
                 "hint",
             )
     for name, value in variables.items():

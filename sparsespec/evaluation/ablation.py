@@ -353,7 +353,7 @@ def run_ablation(
             for title, variant in table.rows.items()
         ]
         measured.append(MeasuredTable(table.key, table.title, rows))
-    notes = () if ranking else ("AP is left out: average precision needs pycocotools: pip install sparsespec[eval]",)
+    notes = () if ranking else ("AP is left out: average precision needs pycocotools: pip install 'sparsespec[eval]'",)
     return Ablation(tuple(sets), tuple(measured), fitted_on, notes, draws)
 
 

@@ -31,7 +31,7 @@ class MissingPackageError(ImportError):
     """pycocotools, which matches masks the way COCO does, is not installed."""
 
     def __init__(self) -> None:
-        super().__init__("average precision needs pycocotools: pip install sparsespec[eval]")
+        super().__init__("average precision needs pycocotools: pip install 'sparsespec[eval]'")
 
 
 @dataclass(frozen=True, eq=False)

@@ -121,7 +121,7 @@ def test_without_pycocotools_the_other_measures_are_shown(
     assert result.exit_code == 0
     assert "mIoU" in result.output
     assert "AP50" not in result.output
-    assert "pip install sparsespec[eval]" in result.output
+    assert "pip install 'sparsespec[eval]'" in result.output
 
 
 def test_sizes_that_differ(invoke: Callable[..., Result], folders: tuple[Path, Path]) -> None:

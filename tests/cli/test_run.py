@@ -78,7 +78,7 @@ def test_a_folder_of_everything(invoke: Invoke, fake_segmenter: object, zoo: Pat
     check_good_images(out)
     check_failures(out, result)
     assert re.fullmatch(
-        rf"12 done, 3 failed, \d+ instances, [\d.]+ s; results in {re.escape(str(out))}\n", result.stdout
+        rf"12 done, 3 failed, \d+ instances, [\d.]+ s; look at {re.escape(str(out))}/report.html\n", result.stdout
     )
     assert (out / "report.html").is_file()
 

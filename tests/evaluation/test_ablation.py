@@ -365,7 +365,7 @@ def test_differences_are_paired(sets: list[Dataset], fitted: list[Any]) -> None:
 def test_average_precision_can_be_left_out(sets: list[Dataset], fitted: list[Any]) -> None:
     result = run_ablation(sets, [Plan("peers", "", {"ours": Variant(), **PEER_ROWS})], average_precision=False, draws=1)
     assert figures(result)["two"].ap_50 is None
-    assert "pip install sparsespec[eval]" in result.notes[0]
+    assert "pip install 'sparsespec[eval]'" in result.notes[0]
     best = minus_best(result.tables[0], "ours", list(PEER_ROWS), ("ap_50", "f1_50"), draws=1)
     assert list(best["two"]) == ["f1_50"]
 

@@ -75,7 +75,7 @@ def test_average_precision_can_be_left_out_or_demanded(monkeypatch: pytest.Monke
     report = measure(some())
     assert report.summary.ap is None
     [note] = report.notes
-    assert "pip install sparsespec[eval]" in note
+    assert "pip install 'sparsespec[eval]'" in note
     table = report.with_intervals(n=3).table()
     assert "AP50" not in table
     assert note in table

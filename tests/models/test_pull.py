@@ -374,13 +374,13 @@ def test_a_mirror(server: HubServer, commit: str, monkeypatch: pytest.MonkeyPatc
     assert pull(NAME, endpoint=server.url).is_file()
 
 
-@pytest.mark.parametrize("package", ["onnx", "safetensors"])
+@pytest.mark.parametrize("package", ["huggingface_hub", "onnx", "safetensors"])
 def test_missing_packages_are_named_before_the_download(
     server: HubServer, builds: list[dict[str, Any]], package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
-    with pytest.raises(ImportError, match=rf"needs the package {package}: pip install 'sparsespec\[hub\]'"):
+    with pytest.raises(ImportError, match=rf"needs {package}: pip install 'sparsespec\[hub\]'"):
         pull("dinov2-vits14")
     assert server.requests == []
 
