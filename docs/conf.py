@@ -45,7 +45,7 @@ nitpicky = True
 smartquotes = False
 maximum_signature_line_length = 88
 # Of numpy, in functions that a package describes in place of their modules. All other names are looked up.
-nitpick_ignore = [("py:class", "npt.ArrayLike")]
+nitpick_ignore = [("py:class", name) for name in ("npt.ArrayLike", "npt.NDArray", "np.uint8")]
 
 myst_fence_as_directive = ["math"]
 myst_heading_anchors = 4

@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 
 from sparsespec import __version__, affinity, channels, foreground, instances, paper, refine
 from sparsespec._checks import check_count
+from sparsespec._display import coloured_labels, instance_colours, png_uri, reduced_labels
 from sparsespec._threads import limited_threads
 from sparsespec.backbone import DEFAULT_LONG_SIDE, Backbone, TokenFeatures
 from sparsespec.closer import crop_around, redraw
@@ -32,6 +33,10 @@ _USUAL_RESIDUAL = 1 / 8
 _CALIBRATION = (2.76, 3.52)
 # A crop whose longer side is more than this share of what the network saw at once would show nothing new.
 LARGEST_CROP = 0.85
+# Of the labels in a notebook: their longest side, and what smaller ones are enlarged to; and the most instances listed.
+_NOTEBOOK_SIDE = 512
+_NOTEBOOK_LEAST = 160
+_NOTEBOOK_ROWS = 50
 # Height and width of the picture that nobody wants segmented.
 _WARM_UP = (112, 224)
 
@@ -166,6 +171,38 @@ class Segmentation:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def _repr_html_(self) -> str:
+        """Show labels in colour and a table of the instances, as notebooks do with what a cell ends in."""
+        small = reduced_labels(self.labels, _NOTEBOOK_SIDE)
+        height, width = self.labels.shape
+        count = len(self)
+        # Of the reduced labels: all pixels of a large image would take seconds to count.
+        shares = np.bincount(small.ravel(), minlength=count + 1)[1 : count + 1] / max(small.size, 1)
+        found = "no instances" if not count else "1 instance" if count == 1 else f"{count} instances"
+        rows = []
+        for label in range(1, min(count, _NOTEBOOK_ROWS) + 1):
+            red, green, blue = instance_colours(count)[label - 1]
+            box = " ".join(f"{number:g}" for number in self.boxes[label - 1])
+            share = f"{shares[label - 1]:.1%}" if shares[label - 1] >= 0.0005 else "&lt; 0.1%"
+            rows.append(
+                f'<tr><td><span style="display:inline-block;width:1em;height:1em;background:rgb({red},{green},{blue})">'
+                f"</span> {label}</td><td>{self.scores[label - 1]:.2f}</td><td>{share}</td><td>{box}</td></tr>"
+            )
+        more = f"<p>and {count - _NOTEBOOK_ROWS} more</p>" if count > _NOTEBOOK_ROWS else ""
+        table = (
+            "<table><thead><tr><th>label</th><th>score</th><th>area</th><th>box: x y width height</th></tr></thead>"
+            f"<tbody>{''.join(rows)}</tbody></table>{more}"
+            if rows
+            else ""
+        )
+        larger = max(1, _NOTEBOOK_LEAST // max(small.shape))
+        picture = png_uri(coloured_labels(small.repeat(larger, axis=0).repeat(larger, axis=1)))
+        return (
+            '<div style="display:flex;flex-wrap:wrap;gap:1em;align-items:flex-start">'
+            f'<img src="{picture}" alt="labels of {found}" style="max-width:100%">'
+            f"<div><p><b>{found}</b> in {width} &times; {height} pixels</p>{table}</div></div>"
+        )
+
 
 class Segmenter:
     """Cuts images into object instances; made once, called for every image.
@@ -262,6 +299,16 @@ class Segmenter:
         """The network that gives the features."""
         return self._backbone
 
+    @property
+    def settings(self) -> Settings:
+        """What the sparse method is tuned by."""
+        return self._settings
+
+    @property
+    def n_instances(self) -> int | None:
+        """How many instances are asked for; None where the image decides."""
+        return self._n_instances
+
     def with_threads(self, threads: int) -> Segmenter:
         """Give a copy that segments one image at a time with so many threads, its model not yet opened.
 
@@ -334,6 +381,8 @@ class Segmenter:
             found = run(pixels, clock, out, eigenvectors, watch or _nobody)
             with clock("refine"):
                 scores, boxes, order = _in_order(found.labels, found.scores)
+        if watch is not None:
+            watch("order", {"order": order})
         info = {
             "version": __version__,
             "model": found.of_tokens["model"],
@@ -567,9 +616,12 @@ Steps of ``method="sparse"``, in this order:
     One for each crop that is looked at: ``instance``, the number from 0 of the mask that it is around; ``box``, top,
     left, bottom and right in pixels; ``tokens``; ``found``, the :class:`TokenInstances` in it; ``taken``, see
     :func:`sparsespec.closer.redraw`.
+``order``
+    ``order``, (n,): label k + 1 of the result is mask ``order[k]``, by its number from 0; those that a crop added come
+    after the masks, in the order in which they were taken. Instances without pixels are missing.
 
 Those of ``method="paper"``: ``features``, ``foreground`` (``paper``, a :class:`sparsespec.paper.PaperForeground`),
-``instances`` (``paper``, a :class:`sparsespec.paper.PaperInstances`), and ``refine``.
+``instances`` (``paper``, a :class:`sparsespec.paper.PaperInstances`), ``refine`` and ``order``.
 """
 
 

@@ -731,7 +731,8 @@ def test_who_watches_is_told_every_step_in_order(segmenter: Segmenter, astronaut
 
     result = segmenter(astronaut, eigenvectors=1, watch=watch)
     first = [step for step in steps if step != "crop"]
-    assert first == ["features", "channels", "affinity", "eigenpairs", "foreground", "instances", "refine"]
+    assert first == ["features", "channels", "affinity", "eigenpairs", "foreground", "instances", "refine", "order"]
+    assert sorted(made["order"]["order"]) == list(range(len(result)))
     assert steps.count("crop") == result.info["crops"]
     n = result.info["tokens"]
     assert made["instances"]["masks"].shape[1] == n

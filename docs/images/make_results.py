@@ -6,6 +6,7 @@ python docs/images/make_results.py [--output FOLDER]
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import skimage.data
 from PIL import Image
 
 from sparsespec import Segmentation, Segmenter, affinity, channels, foreground, instances, refine
+from sparsespec.explanation import explain, figures
 from sparsespec.formats import instance_colours, jpeg_bytes, render_overlay
 from sparsespec.images import read_image, to_rgb_float
 from sparsespec.pipeline import Settings
@@ -24,6 +26,7 @@ ROWS = (("rocket", "coffee", "coins", "astronaut"),)
 STAGES = ("coffee", "coins")
 STAGES_WIDTH = 900
 WIDTH, GAP = 1200, 6
+SHEET_WIDTH = 1000
 
 Picture = npt.NDArray[np.uint8]
 
@@ -158,6 +161,13 @@ def stages(segmenter: Segmenter) -> tuple[Picture, Picture, Picture]:
     return grid_of(objectness_rows), grid_of(cut_rows), grid_of(edge_rows)
 
 
+def explained(segmenter: Segmenter) -> Picture:
+    """Show all stages of a photograph on one sheet."""
+    made = explain(segmenter, read_image(EXAMPLES / "coffee.jpg"), name="coffee.jpg")
+    sheet = Image.open(io.BytesIO(figures.figure_bytes(figures.figure(made), "png"))).convert("RGB")
+    return fitted(np.asarray(sheet), round(sheet.height * SHEET_WIDTH / sheet.width))
+
+
 def main() -> None:
     """Write all pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -177,6 +187,9 @@ def main() -> None:
     }
     for name, picture in pictures.items():
         (folder / f"{name}.jpg").write_bytes(jpeg_bytes(picture, quality=80))
+    # Much of it is white, but it is large.
+    sheet = jpeg_bytes(explained(segmenter), quality=62, subsampling=2)
+    (folder / "explain.jpg").write_bytes(sheet)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import io
 import math
 import os
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsespec._atomic import write_atomic
+from sparsespec._display import instance_colours
 from sparsespec._mapped import bands, release
 from sparsespec.formats.labels import label_range
 
@@ -41,36 +41,6 @@ _CASING_STRENGTH = 0.85
 _PIXELS_AT_ONCE = 1 << 23
 _REDUCING_GAP = 3.0
 _SMALLEST_WITH_TEXT = 80
-# Neighbours in this list are far apart; each is bright enough for dark photographs and dark writing.
-_FIRST_COLOURS = (
-    (64, 196, 255),
-    (255, 84, 84),
-    (255, 214, 10),
-    (88, 224, 100),
-    (208, 124, 255),
-    (255, 152, 32),
-    (40, 226, 205),
-    (255, 120, 196),
-    (176, 228, 36),
-    (130, 150, 255),
-)
-
-
-def instance_colours(count: int) -> npt.NDArray[np.uint8]:
-    """Colours for labels 1..count; label k has the same colour in every picture.
-
-    Returns
-    -------
-    (count, 3) ndarray of uint8
-        RGB, all different for the first few hundred.
-    """
-    colours = [*_FIRST_COLOURS[:count]]
-    for k in range(len(colours), count):
-        hue = (0.11 + k * 0.61803398875) % 1  # the golden ratio keeps successive hues apart
-        saturation, value = (0.85, 0.6, 0.72)[k % 3], (1.0, 0.96, 0.82)[(k // 3) % 3]
-        red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
-        colours.append((round(red * 255), round(green * 255), round(blue * 255)))
-    return np.array(colours, np.uint8).reshape(count, 3)
 
 
 def render_overlay(
