@@ -161,15 +161,17 @@ def test_nothing_is_found_in_one_colour(small: Segmenter, value: int) -> None:
 def test_images_of_a_few_pixels(backbone: Backbone, shape: tuple[int, int], count: int | None) -> None:
     segmenter = Segmenter(backbone, count, long_side=SMALL)
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    assert_sound(segmenter(image), shape)
+    found = segmenter(image)
+    assert_sound(found, shape)
+    if count is not None:
+        assert len(found) == count
+        return
     for other in (
         image[:, :, 0],
         image.astype(np.uint16) * 257,
         np.concatenate([image, image[:, :, :1]], axis=2),
     ):
-        found = segmenter(other)
-        assert_sound(found, shape)
-        assert count is None or len(found) == count
+        assert_sound(segmenter(other), shape)
 
 
 @pytest.mark.parametrize("shape", [(14, 14), (14, 1)])

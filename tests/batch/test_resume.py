@@ -92,7 +92,8 @@ def test_a_run_that_is_killed_at_any_step_goes_on(
 
 
 @posix
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_run_that_is_killed_again_and_again(tmp_path: Path, resuming: ModuleType, runner: Any, workers: int) -> None:
     source = tmp_path / "in"
     pictures(source, 198)

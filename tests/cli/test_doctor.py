@@ -128,6 +128,7 @@ def test_read_only_and_without_home() -> None:
 # What it finds
 
 
+@pytest.mark.slow
 def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = diagnosis._Examination()
     diagnosis._speed(found, Backbone(threads=1), 0.01)

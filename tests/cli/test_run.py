@@ -543,8 +543,11 @@ import os, signal, types
 import numpy as np
 import sparsespec.cli.run as run
 from sparsespec.cli import main
+once = iter([True])
 def segment(image):
-    os.kill(os.getpid(), signal.SIGINT)
+    # Not from two workers at the same moment, which would be a second Ctrl-C.
+    if next(once, False):
+        os.kill(os.getpid(), signal.SIGINT)
     return types.SimpleNamespace(labels=np.zeros(image.shape[:2], int), scores=np.zeros(0), info={{}})
 run._segmenter = lambda *_, **__: segment
 main(["run", "--input", {str(zoo / "good")!r}, "--output", {str(tmp_path / "out")!r}])
