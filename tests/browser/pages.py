@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -101,14 +102,14 @@ def many_images(root: Path, count: int) -> Path:
     """Write the report of `many_rows`; the images have the masks and photographs of a few."""
     out = root / "out"
     (out / "report" / "images").mkdir(parents=True)
-    scripts, photographs = [], []
+    scripts = []
     for instances in range(4):
         picture = photograph(instances)
         found = segment(np.asarray(picture))
         annotations = instance_annotations(found.labels, found.scores)
         script = card_script("", picture.size, found.labels, annotations, found.layers, found.info["extent"])
         scripts.append(script.partition(b'""')[2])
-        photographs.append(card_photograph(picture))
+        (root / f"{instances}.jpg").write_bytes(card_photograph(picture))
     writer = ReportWriter(out / "report.html")
     for k, row in enumerate(many_rows(count)):
         writer.add(row)
@@ -118,7 +119,7 @@ def many_images(root: Path, count: int) -> Path:
         if k % 1000 == 0:
             base.parent.mkdir()
         kind = min(row.instances, 3)
-        base.with_name(base.name + ".jpg").write_bytes(photographs[kind])
+        os.link(root / f"{kind}.jpg", base.with_name(base.name + ".jpg"))
         base.with_name(base.name + ".js").write_bytes(
             b"sparsespec.card(" + json.dumps(row.name).encode() + scripts[kind]
         )

@@ -421,8 +421,10 @@
     function barHeight(images) {
       return images ? Math.max(2, ((height - 4) * images) / most) : 0;
     }
+    // As many labels as there is room for.
+    const every = Math.ceil((Math.max(...bins.map(bin => bin.label.length)) + 1) * n / 42);
     const labels = bins.map((bin, k) => svg("text", {x: `${key === "count" ? (100 * (k + 0.5)) / n : (100 * k) / n}%`, y: height + 14,
-      class: key === "count" ? "middle" : ""}, (key !== "count" || n < 14 || k % 4 === 0) ? bin.label : ""));
+      class: key === "count" ? "middle" : ""}, (key !== "count" || k % every === 0) ? bin.label : ""));
     const picture = svg("svg", {height: height + 18, role: "group", "aria-label": `${title}: choose a range`}, ...bars,
       svg("g", {"aria-hidden": "true"}, ...labels));
     const root = element("div", {class: "chart"}, element("div", {class: "charthead"}, element("h2", {}, title), caption), picture);

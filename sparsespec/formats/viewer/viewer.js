@@ -146,7 +146,7 @@
       if (shown && !shown[k] && k !== lit) continue;
       const tone = colour(picture.instances[k].label), hidden = shown && !shown[k];
       context.fillStyle = tone;
-      context.globalAlpha = k === lit ? (hidden ? 0.12 : Math.min(1, fill + 0.22)) : some ? fill * 0.45 : fill;
+      context.globalAlpha = k === lit ? (hidden ? 0.12 : Math.min(1, 1.55 * fill)) : some ? fill * 0.45 : fill;
       context.fill(paths[k], "evenodd");
     }
     for (let k = 0; k < paths.length; k++) {
@@ -584,7 +584,8 @@
       const [rows, columns] = picture.maskSize;
       context.scale(picture.size[0] / columns, picture.size[1] / rows);
       drawMasks(context, picture, masks.paths, (scale * picture.size[0]) / columns,
-        {fill: choice.outlineOnly ? 0 : choice.fill, line: 2 * ratio, shown, lit});
+        // A layer is to be seen through the masks.
+        {fill: choice.outlineOnly ? 0 : choice.fill * (layer ? 0.3 : 1), line: 2 * ratio, shown, lit});
     }
 
     // -- pointer
