@@ -18,7 +18,7 @@ import numpy.typing as npt
 from sparsespec._atomic import temporary_beside, write_atomic
 from sparsespec._mapped import release
 from sparsespec.batch.inputs import leads_outside
-from sparsespec.batch.job import ImageSegmenter, Item, Job, Outcome, failure
+from sparsespec.batch.job import Item, Job, Outcome, failure
 from sparsespec.batch.names import page_name
 from sparsespec.batch.outputs import card_files, mask_file, overlay_file, yolo_file
 from sparsespec.batch.record import Row, jsonable
@@ -161,10 +161,7 @@ class _Image:
             row.seconds["read"] = time.perf_counter() - began
             with _label_file(staging, (height, width)) if large else nullcontext() as labels_file:
                 before = time.perf_counter()
-                options: dict[str, Any] = {} if labels_file is None else {"out": labels_file}
-                if self._item.card and _has_eigenvectors(job.segmenter):
-                    options["eigenvectors"] = EIGENVECTORS
-                segmentation = job.segmenter(image, **options)
+                segmentation = self._segmented(image, labels_file)
                 labels, scores = _checked(segmentation, (height, width))
                 info = segmentation.info
                 row.seconds.update(_stages(info, time.perf_counter() - before))
@@ -192,6 +189,21 @@ class _Image:
         row.scores = [annotation["score"] for annotation in annotations]
         row.details = {key: jsonable(info[key]) for key in _DETAILS if key in info}
         return Outcome(row, annotations, properties, self._name if self._item.card else None, name=self._item.name)
+
+    def _segmented(
+        self, image: npt.NDArray[Any] | PixelSource, labels_file: npt.NDArray[np.uint16] | None
+    ) -> Segmentation:
+        segmenter = self._job.segmenter
+        options: dict[str, Any] = {} if labels_file is None else {"out": labels_file}
+        # One of ours has this module loaded; others are called as their protocol says.
+        pipeline = sys.modules.get("sparsespec.pipeline")
+        if self._item.card and pipeline is not None and isinstance(segmenter, pipeline.Segmenter):
+            from sparsespec.spectral import EigenSolverError
+
+            with suppress(EigenSolverError):  # they are to be looked at: no image is to fail for them
+                found: Segmentation = segmenter(image, **options, eigenvectors=EIGENVECTORS)
+                return found
+        return segmenter(image, **options)
 
     def _more(
         self, staging: Path, source: PixelSource, labels: npt.NDArray[Any], annotations: list[dict[str, Any]]
@@ -304,12 +316,6 @@ def _label_file(folder: Path, shape: tuple[int, int]) -> Iterator[npt.NDArray[np
     finally:
         with suppress(OSError):  # where open files cannot be removed, the next run does it
             path.unlink(missing_ok=True)
-
-
-def _has_eigenvectors(segmenter: ImageSegmenter) -> bool:
-    # One of ours has this module loaded; others are called as their protocol says.
-    pipeline = sys.modules.get("sparsespec.pipeline")
-    return pipeline is not None and isinstance(segmenter, pipeline.Segmenter)
 
 
 def _checked(segmentation: Segmentation, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

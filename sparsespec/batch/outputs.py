@@ -150,8 +150,9 @@ def held(store: Store) -> Iterator[None]:
             raise OutputsError(f"the output '{store.place}' is a file: give a folder")
         store.folder.mkdir(parents=True, exist_ok=True)
         for folder in (store.folder / _REPORT, store.folder / STATE):
-            if folder.is_symlink():
-                raise OutputsError(f"'{folder}' is a link: remove it, or choose another output")
+            if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+                kind = "link" if folder.is_symlink() else "file"
+                raise OutputsError(f"'{folder}' is a {kind}: remove it, or choose another output")
         folder.mkdir(exist_ok=True)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:

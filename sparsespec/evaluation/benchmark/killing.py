@@ -128,8 +128,8 @@ def run(bench: Bench) -> list[Table]:
         table.rows.append({"ours": True, "status": "done", "engine": engine, "remark": remark} | row)
     table.notes.append(
         "*Other bytes*: files of the output that differ from those of an undisturbed run, run.json excepted, of which"
-        " all but times is compared, and report/run.js, which holds times. *Given up at work*: images that a process was"
-        " at when it was killed."
+        " all but times is compared, and report/run.js, which holds times. *Given up at work*: images that a process"
+        " was at when it was killed."
     )
     return [table]
 

@@ -106,10 +106,10 @@ def overhead(bench: Bench) -> Table:
         " the median of the rounds, with the least and the most of them."
     )
     table.notes.append(
-        "*Read* of a run includes the looks at the file before it, *write* its run-length encodings, boxes, the picture"
-        " and the masks of each for the report (10,000 at most) and, if asked for, the overlay; *rest* is the journal, the"
-        " listing and names, and the files about all images together. Label images are brought to the disk by all"
-        " three before they are in their place."
+        "*Read* of a run includes the looks at the file before it, *segment* the eigenvectors that the report shows,"
+        " *write* the run-length encodings, boxes, the picture and the masks of each for the report (10,000 at most)"
+        " and, if asked for, the overlay; *rest* is the journal, the listing and names, and the files about all images"
+        " together. Label images are brought to the disk by all three before they are in their place."
     )
     return table
 
@@ -174,8 +174,9 @@ def engines(bench: Bench) -> Table:
         " with the least and the most. Models are open and kernels compiled before."
     )
     table.notes.append(
-        "*Same bytes* compares every file of the output but run.json and report/run.js, which hold times, with those of the first row."
-        " One at a time has all threads in the network; several at a time is what `sparsespec run` does by itself."
+        "*Same bytes* compares every file of the output but run.json and report/run.js, which hold times, with those of"
+        " the first row. One at a time has all threads in the network; several at a time is what `sparsespec run` does"
+        " by itself."
     )
     return table
 
