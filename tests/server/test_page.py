@@ -130,7 +130,7 @@ def test_what_goes_wrong_is_said(page: Page) -> None:
     assert "Not an image" in page.locator("#problem").inner_text()
     assert "web page" in page.locator("#problem").inner_text()
     choose(page, b"x" * 60_000)
-    page.wait_for_function("document.getElementById('problem').textContent.includes('too large')")
+    page.locator("#problem", has_text="too large").wait_for()
     choose(page, photo(320, 240))
     status(page, "2 objects")
     assert page.locator("#problem").is_hidden()
