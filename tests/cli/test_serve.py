@@ -61,6 +61,7 @@ def test_options(invoke: Invoke, called: list[dict[str, Any]]) -> None:
         "--upload-limit", 7,
         "--memory-limit", 900, "--max-connections", 9, "--grace", 0, "--long-side", 1000, "--log-format", "json",
         "--root-path", "/masks", "--cors-origin", "https://a.example", "--seed", 4, "--provider", "cpu",
+        "--max-instances", 70,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     call = called[0]
@@ -79,6 +80,7 @@ def test_options(invoke: Invoke, called: list[dict[str, Any]]) -> None:
     # Anybody may ask who can reach it.
     assert call["allowed_hosts"] == ()
     assert call["workers"] == 3
+    assert limits.max_instances == 70
 
 
 @needed

@@ -104,7 +104,7 @@ def run(bench: Bench) -> list[Table]:
     loops = [_loop(bench, folder)]
     workers = max(1, min(bench.threads, 4))
     waiting = [("as it is", CLIENTS, seconds), ("a short queue", _SHORT_QUEUE, max(_LEAST_SECONDS, seconds / 10))]
-    rows = []
+    rows: list[tuple[str, int, Load | str]] = []
     for name, most, time_ in waiting:
         bench.say(f"server: {CLIENTS} clients for {time_:g} s, {name}")
         arguments = ["--max-waiting", str(most), "--workers", str(workers)]
