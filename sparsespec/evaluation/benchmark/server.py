@@ -23,6 +23,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from statistics import median
 from typing import Any
+from urllib.request import ProxyHandler, build_opener
 
 import numpy as np
 from PIL import Image
@@ -443,6 +444,7 @@ def _served(arguments: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], i
                     raise RuntimeError(f"the server did not start: {lines.get(timeout=1)[:300]}")
             time.sleep(0.05)
         url = next(entry["url"] for entry in log if entry["event"] == "listening")
+        _wait_for_workers(url, end)
         yield process, int(url.rpartition(":")[2]), log
     finally:
         process.terminate()
@@ -452,6 +454,21 @@ def _served(arguments: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], i
             process.kill()
             process.wait()
         listener.join(5)
+
+
+def _wait_for_workers(url: str, end: float) -> None:
+    """It is ready when the first worker is; the bound counts on all of them."""
+    # Whatever proxy the environment names: this is the same machine.
+    opener = build_opener(ProxyHandler({}))
+    while True:
+        with opener.open(f"{url}/metrics", timeout=20) as answer:
+            lines = answer.read().decode().splitlines()
+        found = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+        if found["sparsespec_workers_ready"] == found["sparsespec_workers"]:
+            return
+        if time.monotonic() > end:
+            raise RuntimeError("the server did not start all of its workers")
+        time.sleep(0.1)
 
 
 def tree_bytes(pid: int) -> int:
