@@ -86,6 +86,12 @@ class Size(PositiveNumber):
     help="Largest that a client may ask for: time and memory grow with the square of it.  [default: 896]",
 )
 @click.option(
+    "--max-instances",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Largest number of objects that a client may ask for: time grows with it.  [default: 50]",
+)
+@click.option(
     "--workers",
     type=Count(),
     default="auto",
@@ -154,6 +160,7 @@ def serve_command(
     directions: str | None,
     long_side: int | None,
     max_long_side: int | None,
+    max_instances: int | None,
     workers: int | None,
     max_body: float | None,
     max_held: float | None,
@@ -215,6 +222,7 @@ def serve_command(
     limits = _limits(
         ctx,
         max_long_side=max_long_side if max_long_side is not None or long_side is None else max(896, long_side),
+        max_instances=max_instances,
         max_body=_whole(max_body),
         max_held=_whole(max_held),
         max_pixels=_whole(max_pixels),

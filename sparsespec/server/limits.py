@@ -28,7 +28,8 @@ class Limits:
     max_long_side : int
         Largest ``long_side`` that may be asked for. Over it: 422.
     max_instances : int
-        Largest ``n_instances`` that may be asked for. Over it: 422.
+        Largest ``n_instances`` that may be asked for: each is looked at once more, for a fifth of a second or so. Over
+        it: 422.
     time_limit : float
         Seconds of work on one image, after which its worker process is ended. Over it: 503.
     wait_limit : float
@@ -53,7 +54,7 @@ class Limits:
     max_waiting: int = 32
     max_held: int = 256_000_000
     max_long_side: int = 896
-    max_instances: int = 500
+    max_instances: int = 50
     time_limit: float = 60.0
     wait_limit: float = 60.0
     upload_limit: float = 60.0

@@ -86,7 +86,7 @@
       seconds,
     };
     at("problem").hidden = true;
-    at("view").hidden = at("save").hidden = false;
+    at("result").hidden = false;
     if (view) view.show(picture);
     else view = sparsespec.viewer(at("view"), picture);
     const n = picture.instances.length;
@@ -114,7 +114,7 @@
       return line;
     }));
     at("problem").hidden = false;
-    at("view").hidden = at("save").hidden = true;
+    at("result").hidden = true;
     found = null;
     say("");
   }

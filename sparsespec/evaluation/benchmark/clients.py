@@ -82,7 +82,8 @@ async def _client(task: dict[str, Any], order: _Order, end: float, began: float,
     while time.perf_counter() < end:
         body = order.following()
         before = time.perf_counter()
-        status, headers, size = 0, {}, 0
+        status, size = 0, 0
+        headers: dict[str, str] = {}
         try:
             async with asyncio.timeout(_LATE):
                 if writer is None or reader is None:
