@@ -198,12 +198,11 @@ def _content(path: Path) -> str:
 
 def _require_packages(info: ModelInfo, source: str | os.PathLike[str] | None = None) -> None:
     """Say what is missing before a gigabyte is downloaded, not after."""
-    needed = ["huggingface_hub"] * (source is None) + ["onnx"] + ["safetensors"] * any(file.name.endswith(".safetensors") for file in info.files)
+    needed = ["huggingface_hub"] * (source is None) + ["onnx"]
+    needed += ["safetensors"] * any(file.name.endswith(".safetensors") for file in info.files)
     missing = [package for package in needed if importlib.util.find_spec(package) is None]
     if missing:
-        raise ImportError(
-            f"making the model {info.name!r} needs {', '.join(missing)}: pip install 'sparsespec[hub]'"
-        )
+        raise ImportError(f"making the model {info.name!r} needs {', '.join(missing)}: pip install 'sparsespec[hub]'")
 
 
 def _entry(info: ModelInfo, file: SourceFile, path: Path, sha256: str, commit: str) -> tuple[str, dict[str, Any]]:

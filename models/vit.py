@@ -1,7 +1,7 @@
 """The weights of a vision transformer, wherever they come from: what readers return and the writer takes.
 
-A reader (:mod:`sparsespec.models.from_onnx`, :mod:`sparsespec.models.from_weights`) turns an export or a state dict into
-a :class:`Vit`; the writer (:mod:`sparsespec.models.graph`) turns it into the one graph that
+A reader (:mod:`sparsespec.models.from_onnx`, :mod:`sparsespec.models.from_weights`) turns an export or a state dict
+into a :class:`Vit`; the writer (:mod:`sparsespec.models.graph`) turns it into the one graph that
 :class:`sparsespec.backbone.Backbone` runs.
 """
 

@@ -29,9 +29,9 @@ def maskcut(
     """Find a few objects of an image by MaskCut, the first step of CutLER, without its edge refinement.
 
     The tokens are cut in two, see :func:`sparsespec.evaluation.peers.ncut.bipartition`; one side is the foreground,
-    chosen by its corners (``foreground_side``), and its 4-connected part around its most extreme entry is an object. The
-    tokens of the object lose their strong edges, and the next cut follows. An object gets what those before it have not
-    taken.
+    chosen by its corners (``foreground_side``), and its 4-connected part around its most extreme entry is an object.
+    The tokens of the object lose their strong edges, and the next cut follows. An object gets what those before it have
+    not taken.
 
     Parameters
     ----------
