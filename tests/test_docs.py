@@ -400,19 +400,19 @@ def test_example_photographs_are_few_small_and_licensed() -> None:
 
 @pytest.mark.slow
 def test_pictures_can_be_made_again(tmp_path: Path) -> None:
+    pictures = ["*.jpg"]
     scripts = ["make_results.py", "make_stages.py"]
-    with_browser = importlib.util.find_spec("playwright") is not None and find_browser() is not None
-    if with_browser:
-        scripts.append("make_pages.py")
+    if importlib.util.find_spec("playwright") is not None and find_browser() is not None:
+        pictures.append("*.webp")
+        scripts.append("make_screens.py")
     for script in scripts:
         command = [sys.executable, DOCS / "images" / script, "--output", tmp_path]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    kept = sorted((DOCS / "images").glob("*.jpg"))
+    kept = sorted(picture for pattern in pictures for picture in (DOCS / "images").glob(pattern))
     assert sum(picture.stat().st_size for picture in kept) < 2_000_000
-    made = [picture for picture in kept if with_browser or picture.name != "report.jpg"]
-    assert sorted(picture.name for picture in tmp_path.glob("*.jpg")) == [picture.name for picture in made]
-    for picture in made:
+    assert sorted(made.name for made in tmp_path.iterdir()) == sorted(picture.name for picture in kept)
+    for picture in kept:
         assert picture.stat().st_size < 400_000
         with Image.open(picture) as old, Image.open(tmp_path / picture.name) as new:
             assert old.size == new.size
