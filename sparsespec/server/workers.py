@@ -9,16 +9,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import pickle
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sparsespec.batch.processes import WorkerError, _ending, _kill_group, _memory, _thread_counts
-from sparsespec.batch.worker import _LENGTH, LIFELINE, frame
+from sparsespec._processes import (
+    GRACE,
+    LAST_GRACE,
+    LENGTH,
+    TAIL,
+    WATCHING_MEMORY,
+    EndedError,
+    WorkerError,
+    ending,
+    frame,
+    greeting,
+    kill_group,
+    launching,
+    memory_of,
+)
 from sparsespec.server.limits import Limits
 from sparsespec.server.models import ServedModel
 from sparsespec.server.problems import Problem, ProblemError, stopping
@@ -29,29 +40,12 @@ __all__ = ["Pool", "WorkerError"]
 
 _LOG = logging.getLogger("sparsespec.server")
 
-# Run with -P: no file that happens to lie in the current folder is imported before the paths are the parent's.
-_BOOT = """
-import os, pickle
-requests = os.fdopen(os.dup(0), "rb")
-import sys
-sys.path[:] = pickle.load(requests)
-from sparsespec.server.work import main
-main(requests)
-"""
 _START_LIMIT = 300.0
-_GRACE = 2.0
-_LAST_GRACE = 10.0
-_WATCHING_MEMORY = 0.02
-_TAIL = 8192
 # Seconds before a worker that could not be started is tried again, doubled each time.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _LARGEST_ANSWER = 1 << 31
 # Bytes that are read from a process before they are asked for.
 _AT_ONCE = 1 << 20
-
-
-class _EndedError(Exception):
-    """A worker process has ended, or was made to, without an answer."""
 
 
 class _UnusableError(Exception):
@@ -72,73 +66,46 @@ class _Child:
     @classmethod
     async def started(cls, threads: int) -> _Child:
         """Start a process; a WorkerError when the system does not."""
-        if not sys.executable or getattr(sys, "frozen", False):
-            raise WorkerError("worker processes need a Python interpreter, which sys.executable does not name here")
-        environment = {**os.environ, **_thread_counts(threads)}
-        options: dict[str, Any] = {}
-        reader = lifeline = None
-        if sys.platform != "win32":
-            # No Ctrl-C of the terminal, which is for the server alone.
-            options["start_new_session"] = True
-        if sys.platform == "linux":
-            reader, lifeline = os.pipe()
-            environment[LIFELINE] = str(reader)
-            options["pass_fds"] = (reader,)
-        try:
-            pipe = asyncio.subprocess.PIPE
+        pipe = asyncio.subprocess.PIPE
+        with launching("sparsespec.server.work", threads) as launch:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-c", _BOOT),
-                stdin=pipe,
-                stdout=pipe,
-                stderr=pipe,
-                env=environment,
-                limit=_AT_ONCE,
-                **options,
+                *launch.command, stdin=pipe, stdout=pipe, stderr=pipe, limit=_AT_ONCE, **launch.options
             )
-        except BaseException as error:
-            if lifeline is not None:
-                os.close(lifeline)
-            if isinstance(error, OSError):
-                raise WorkerError(f"a worker process could not be started: {error}") from error
-            raise
-        finally:
-            if reader is not None:
-                os.close(reader)
-        child = cls(process, lifeline)
+        child = cls(process, launch.lifeline)
         assert process.stdin is not None
-        process.stdin.write(pickle.dumps([os.path.abspath(entry) for entry in sys.path]))
+        process.stdin.write(greeting())
         return child
 
     async def _listen(self) -> None:
         assert self._process.stderr is not None
-        while chunk := await self._process.stderr.read(_TAIL):
-            self._tail = (self._tail + chunk)[-_TAIL:]
+        while chunk := await self._process.stderr.read(TAIL):
+            self._tail = (self._tail + chunk)[-TAIL:]
 
     async def ask(self, kind: str, content: Any, limit: float) -> tuple[str, Done, str]:
-        """Send a request and wait for the answer; an _EndedError when none comes in time, or at all."""
+        """Send a request and wait for the answer; an EndedError when none comes in time, or at all."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         message = frame(kind, content)
         try:
             async with asyncio.timeout(limit):
-                self._process.stdin.write(_LENGTH.pack(len(message)))
+                self._process.stdin.write(LENGTH.pack(len(message)))
                 self._process.stdin.write(message)
                 await self._process.stdin.drain()
-                size = _LENGTH.unpack(await self._process.stdout.readexactly(_LENGTH.size))[0]
+                size = LENGTH.unpack(await self._process.stdout.readexactly(LENGTH.size))[0]
                 if size > _LARGEST_ANSWER:
                     raise ValueError("a worker process said something that is no message")
                 return read_said(await self._process.stdout.readexactly(size))
         except TimeoutError as error:
             self.kill("time")
-            raise _EndedError from error
+            raise EndedError from error
         except (OSError, EOFError, ValueError) as error:
-            raise _EndedError from error
+            raise EndedError from error
 
     def kill(self, reason: str) -> None:
         """Kill it at once."""
         self.killed_for = self.killed_for or reason
         if self._process.returncode is None:
-            _kill_group(self._process)  # type: ignore[arg-type]
+            kill_group(self._process)
 
     @property
     def alive(self) -> bool:
@@ -148,7 +115,7 @@ class _Child:
     @property
     def memory(self) -> int:
         """Bytes of memory of its own."""
-        return _memory(self.pid) if self._process.returncode is None else 0
+        return memory_of(self.pid) if self._process.returncode is None else 0
 
     async def ended(self) -> None:
         """Wait until it has ended."""
@@ -159,30 +126,24 @@ class _Child:
         with suppress(OSError):
             if self._process.stdin is not None:
                 self._process.stdin.close()
-        for grace in (_GRACE, _LAST_GRACE):
+        for grace in (GRACE, LAST_GRACE):
             with suppress(TimeoutError):
                 async with asyncio.timeout(grace):
                     await self._process.wait()
                 break
-            _kill_group(self._process)  # type: ignore[arg-type]
+            kill_group(self._process)
         else:
             _LOG.warning("worker process %d could not be killed, most likely for a disk or server", self.pid)
         # What it has started itself keeps its pipes open otherwise.
-        _kill_group(self._process)  # type: ignore[arg-type]
+        kill_group(self._process)
         with suppress(TimeoutError):
-            async with asyncio.timeout(_GRACE):
+            async with asyncio.timeout(GRACE):
                 await asyncio.wait([self._listener])
         self._listener.cancel()
         if self._lifeline is not None:
             os.close(self._lifeline)
             self._lifeline = None
-        lines = self._tail.decode(errors="replace").strip().splitlines()
-        return _ending(self._process.returncode, lines[-1][:200] if lines else "")
-
-    @property
-    def words(self) -> str:
-        """The end of what it has written to its standard error."""
-        return self._tail.decode(errors="replace").strip()
+        return ending(self._process.returncode, self._tail.decode(errors="replace").strip())
 
 
 class _Ticket:
@@ -384,7 +345,7 @@ class Pool:
         self._children[number] = child
         try:
             kind, done, text = await child.ask("open", (self._models, self.threads), _START_LIMIT)
-        except _EndedError as error:
+        except EndedError as error:
             how = await self._discard(number)
             if child.killed_for == "time":
                 how = f"was not ready after {_START_LIMIT:g} s"
@@ -432,7 +393,7 @@ class Pool:
             _, done, _ = await asked
             ticket.settle(done)
             self._usual_seconds += 0.1 * (time.perf_counter() - began - self._usual_seconds)
-        except _EndedError:
+        except EndedError:
             self._ready[number] = False
             how = await self._discard(number)
             ticket.settle(_lost(child.killed_for, how, self.limits))
@@ -460,7 +421,7 @@ class Pool:
 
     async def _watch(self, most: int) -> None:
         while True:
-            await asyncio.sleep(_WATCHING_MEMORY)
+            await asyncio.sleep(WATCHING_MEMORY)
             for child in self._children:
                 if child is not None and child.alive and child.memory > most:
                     child.kill("memory")
