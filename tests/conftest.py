@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Several test processes with threads of their own for small matrices wait for each other most of the time.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -52,3 +59,51 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"measuring data not found: no folder 'shared' beside the checkout and {_SHARED} is not set")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser_thread() -> Iterator[ThreadPoolExecutor]:
+    """The thread that drives the browser.
+
+    Playwright keeps an event loop running where it was started, and another one of its kind, or ``asyncio.run`` of
+    another test, fails in that thread.
+    """
+    with ThreadPoolExecutor(1, "browser") as thread:
+        yield thread
+
+
+@pytest.fixture(scope="session")
+def _started_browser(browser_thread: ThreadPoolExecutor) -> Iterator[Browser]:
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: pip install '.[browser]'"
+    )
+    from sparsespec.evaluation.benchmark.report_page import BROWSER_ARGUMENTS, find_browser
+
+    program = find_browser()
+    if program is None:
+        pytest.skip("there is no Chromium on the PATH")
+    driver = browser_thread.submit(playwright.sync_playwright().start).result()
+    start = functools.partial(driver.chromium.launch, executable_path=program, args=list(BROWSER_ARGUMENTS))
+    started = browser_thread.submit(start).result()
+    yield started
+    browser_thread.submit(started.close).result()
+    browser_thread.submit(driver.stop).result()
+
+
+@pytest.fixture
+def browser(
+    _started_browser: Browser, browser_thread: ThreadPoolExecutor, request: pytest.FixtureRequest
+) -> Iterator[Browser]:
+    """Chromium of the system, one for all tests of a process; a test that uses it runs in the browser's thread.
+
+    Fixtures are not moved there: what they ask of the browser, they submit to `browser_thread`.
+    """
+    test = request.node.obj
+
+    @functools.wraps(test)
+    def in_the_thread(**arguments: Any) -> Any:
+        return browser_thread.submit(test, **arguments).result()
+
+    request.node.obj = in_the_thread
+    yield _started_browser
+    request.node.obj = test

@@ -1,35 +1,24 @@
 from __future__ import annotations
 
+import os
+import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sparsespec.evaluation.benchmark.report_page import BROWSER_ARGUMENTS, find_browser
+from sparsespec._locks import try_to_lock
 from tests.browser.pages import ODD_NAMES, Visit, many_images, report_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    """Chromium of the system."""
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install '.[browser]'"
-    )
-    program = find_browser()
-    if program is None:
-        pytest.skip("there is no Chromium on the PATH")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=program, args=list(BROWSER_ARGUMENTS))
-        yield started
-        started.close()
-
-
 @pytest.fixture
-def visit(browser: Browser) -> Iterator[Any]:
+def visit(browser: Browser, browser_thread: ThreadPoolExecutor) -> Iterator[Any]:
     """Open a page and, in the end, hold it to what every page has to keep to."""
     visits: list[Visit] = []
 
@@ -39,7 +28,7 @@ def visit(browser: Browser) -> Iterator[Any]:
 
     yield open_page
     for each in visits:
-        each.leave()
+        browser_thread.submit(each.leave).result()
 
 
 @pytest.fixture(scope="session")
@@ -57,5 +46,16 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Report of a run over 5,000 photographs."""
-    return many_images(tmp_path_factory.mktemp("many"), 5000)
+    """Report of a run over 5,000 photographs, written once for all processes of pytest-xdist."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder, done = root / "many", root / "many.done"
+    with (root / "many.lock").open("w") as lock:
+        while not try_to_lock(lock.fileno()):
+            time.sleep(0.05)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            many_images(folder, 5000)
+            done.touch()
+    return folder / "out" / "report.html"

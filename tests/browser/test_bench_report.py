@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def test_the_steps_of_the_benchmark_work(browser: Browser, many: Path) -> None:
-    # Playwright allows one of its kind in a thread, and that of the other tests is in this one.
+    # Playwright allows one of its kind in a thread, and that of the other tests is in the one this runs in.
     with ThreadPoolExecutor(1) as pool:
         seconds, elements = pool.submit(time_in_browser, many, 1).result()
     assert next(iter(seconds)) == "open the page"

@@ -202,7 +202,7 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
 def test_without_pycocotools_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocotools.cocoeval", None)
     labels = np.ones((2, 2), int)
-    with pytest.raises(MissingPackageError, match=r"pip install sparsespec\[eval\]"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'sparsespec\[eval\]'"):
         score_image(labels, labels, ranking=True)
     assert summarise([score_image(labels, labels)]).ap is None
 

@@ -4,8 +4,8 @@ import base64
 import dataclasses
 import json
 import re
-import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +19,6 @@ from sparsespec.formats import decode_rle
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-_QUIET = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CASES = ("made", "plain", "paper", "nothing", "one_pixel", "one_token", "large")
 
 
@@ -137,23 +127,8 @@ def test_a_token_that_is_not_there(made: Explanation) -> None:
 # In a browser
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium of the system."""
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install '.[browser]'"
-    )
-    program = next((found for name in _NAMES if (found := shutil.which(name))), None)
-    if program is None:
-        pytest.skip(f"no browser on the PATH: {', '.join(_NAMES)}")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=program, args=list(_QUIET))
-        yield started
-        started.close()
-
-
 @pytest.fixture
-def visit(browser: Browser, tmp_path: Path) -> Iterator[Any]:
+def visit(browser: Browser, browser_thread: ThreadPoolExecutor, tmp_path: Path) -> Iterator[Any]:
     """Open the page of an explanation from the disk; in the end nothing may have gone wrong, no request have left."""
     wrong: list[str] = []
     pages: list[Page] = []
@@ -170,13 +145,13 @@ def visit(browser: Browser, tmp_path: Path) -> Iterator[Any]:
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", note)
         page.goto(path.as_uri())
-        page.wait_for_function("!!sparsespec.similarityRow")
+        page.wait_for_function("() => !!sparsespec.similarityRow")
         pages.append(page)
         return page
 
     yield open_page
     for page in pages:
-        page.close()
+        browser_thread.submit(page.close).result()
     assert wrong == []
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,24 +17,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Chromium of Debian")
-_ARGUMENTS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install '.[browser]'"
-    )
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("there is no Chromium on the PATH")
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=program, args=list(_ARGUMENTS))
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +27,20 @@ def server() -> Iterator[Served]:
 
 
 @pytest.fixture
-def page(browser: Browser, server: Served) -> Iterator[Page]:
+def page(browser: Browser, browser_thread: ThreadPoolExecutor, server: Served) -> Iterator[Page]:
     """The page; in the end nothing was asked for elsewhere, and nothing complained about."""
-    context = browser.new_context(viewport={"width": 1100, "height": 900}, accept_downloads=True)
-    opened = context.new_page()
     asked: list[str] = []
     said: list[str] = []
+    opened = browser_thread.submit(_open, browser, server.url, asked, said).result()
+    yield opened
+    browser_thread.submit(opened.context.close).result()
+    assert said == []
+    assert all(url.startswith((server.url + "/", "blob:", "data:")) for url in asked)
+
+
+def _open(browser: Browser, url: str, asked: list[str], said: list[str]) -> Page:
+    context = browser.new_context(viewport={"width": 1100, "height": 900}, accept_downloads=True)
+    opened = context.new_page()
     opened.on("request", lambda request: asked.append(request.url))
     # A refusal, which the page shows, is also noted by the browser itself.
     opened.on(
@@ -62,12 +52,9 @@ def page(browser: Browser, server: Served) -> Iterator[Page]:
         ),
     )
     opened.on("pageerror", lambda error: said.append(str(error)))
-    opened.goto(server.url + "/")
-    opened.wait_for_function("document.getElementById('model').options.length === 2")
-    yield opened
-    context.close()
-    assert said == []
-    assert all(url.startswith((server.url + "/", "blob:", "data:")) for url in asked)
+    opened.goto(url + "/")
+    opened.wait_for_function("() => document.getElementById('model').options.length === 2")
+    return opened
 
 
 def drop(page: Page, content: bytes, name: str = "cat.png") -> None:
