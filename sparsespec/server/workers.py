@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -155,6 +156,7 @@ class _Ticket:
         self.since = time.perf_counter()
         self.waited = 0.0
         self.begun = asyncio.Event()
+        self.again = False
         self.done: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
 
     def settle(self, result: Done | Problem) -> None:
@@ -270,7 +272,8 @@ class Pool:
         if self.unusable is not None:
             raise ProblemError(_not_open())
         if self.full:
-            seconds = round((self.waiting + 1) * self._usual_seconds / self.workers)
+            # Until half of the queue is done: whoever comes back then finds room, and the workers are not idle yet.
+            seconds = min(max(0.1, (self.waiting // 2 + 1) * self._usual_seconds / self.workers), 60.0)
             raise ProblemError(
                 Problem(
                     429,
@@ -278,7 +281,9 @@ class Pool:
                     "Too many images are waiting",
                     f"{self.at_work} images are at work and {self.waiting} wait, which is all that may.",
                     "Try again after the seconds that Retry-After says.",
-                    retry_after=min(max(1, seconds), 60),
+                    # The header has whole seconds.
+                    retry_after=math.ceil(seconds),
+                    seconds=round(seconds, 1),
                 )
             )
 
@@ -322,7 +327,6 @@ class Pool:
         while True:
             try:
                 child = await self._open(number)
-                pause = _FIRST_PAUSE
             except (_UnusableError, WorkerError) as error:
                 if isinstance(error, _UnusableError) and not self._opened.is_set():
                     self._fail(str(error))
@@ -333,12 +337,19 @@ class Pool:
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
             end = asyncio.create_task(self._tell_end(child))
+            done = 0
             try:
                 while (ticket := await self._next(child)) is not None:
                     await self._do(number, child, ticket)
+                    done += 1
             finally:
                 end.cancel()
-            await self._lost(number, child)
+            if await self._lost(number, child) and not done:
+                # Something ends them one after the other, and starting them takes the processors from the others.
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                pause = _FIRST_PAUSE
 
     async def _open(self, number: int) -> _Child:
         child = await _Child.started(self.threads)
@@ -383,35 +394,52 @@ class Pool:
 
     async def _do(self, number: int, child: _Child, ticket: _Ticket) -> None:
         ticket.waited = time.perf_counter() - ticket.since
-        body, ticket.body = ticket.body, None
         self._at_work.add(ticket)
         ticket.begun.set()
         began = time.perf_counter()
         try:
-            asked = child.ask("image", (ticket.wish, body, self.limits.max_pixels), self.limits.time_limit)
-            del body
-            _, done, _ = await asked
+            content = (ticket.wish, ticket.body, self.limits.max_pixels)
+            _, done, _ = await child.ask("image", content, self.limits.time_limit)
             ticket.settle(done)
             self._usual_seconds += 0.1 * (time.perf_counter() - began - self._usual_seconds)
         except EndedError:
             self._ready[number] = False
             how = await self._discard(number)
-            ticket.settle(_lost(child.killed_for, how, self.limits))
+            if self._once_more(ticket, child, how):
+                _LOG.info("an image is tried once more", extra={"event": "worker"})
+            else:
+                ticket.settle(_lost(child.killed_for, how, self.limits))
             kind = child.killed_for if child.killed_for in self.restarts else "crash"
             self.restarts[str(kind)] += 1
             _LOG.error("a worker process %s over an image", how, extra={"event": "worker", "killed_for": kind})
             child.killed_for = child.killed_for or "crash"
         finally:
-            ticket.settle(stopping())
             self._at_work.discard(ticket)
+            if ticket in self._queue:
+                async with self._more:
+                    self._more.notify_all()
+            else:
+                ticket.settle(stopping())
 
-    async def _lost(self, number: int, child: _Child) -> None:
-        """A process has ended between two images, or over one."""
+    def _once_more(self, ticket: _Ticket, child: _Child, how: str) -> bool:
+        """Put an image whose process was killed from outside first in the queue, once: it need not be its fault."""
+        if ticket.again or ticket.body is None or self._stopping:
+            return False
+        if child.killed_for is not None or "SIGKILL" not in how:
+            return False
+        ticket.again = True
+        self._queue.appendleft(ticket)
+        return True
+
+    async def _lost(self, number: int, child: _Child) -> bool:
+        """A process has ended: True between two images, False over one, which was noted."""
         self._ready[number] = False
         if self._children[number] is child:
             how = await self._discard(number)
             self.restarts["crash"] += 1
             _LOG.error("a worker process %s between two images", how, extra={"event": "worker"})
+            return True
+        return False
 
     async def _discard(self, number: int) -> str:
         child = self._children[number]
@@ -466,7 +494,9 @@ def _lost(killed_for: str | None, how: str, limits: Limits) -> Problem:
             503,
             "memory",
             "Out of memory",
-            "The process that worked on the image was ended, as it is when memory runs out.",
+            "The processes that worked on the image were ended, as they are when memory runs out."
+            if killed_for is None
+            else "The process that worked on the image took more memory than it may.",
             "Make the image smaller, or try again later.",
             retry_after=10,
         )
