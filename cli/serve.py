@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -146,7 +147,11 @@ class Size(PositiveNumber):
 @click.option(
     "--root-path", default="", metavar="PATH", help="Path under which a proxy shows the server, such as /masks."
 )
-@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--log-format",
+    type=click.Choice(["json", "text"]),
+    help="Of the log on stderr.  [default: text on a terminal, else json]",
+)
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of --method paper."
 )
@@ -179,7 +184,7 @@ def serve_command(
     allowed_hosts: tuple[str, ...],
     cors_origins: tuple[str, ...],
     root_path: str,
-    log_format: str,
+    log_format: str | None,
     seed: int,
 ) -> None:
     """Segment images over HTTP.
@@ -194,7 +199,7 @@ def serve_command(
       sparsespec serve
       curl --data-binary @cat.jpg http://127.0.0.1:8000/segment
       curl --data-binary @cat.jpg -H 'Accept: image/jpeg' http://127.0.0.1:8000/segment -o overlay.jpg
-      sparsespec serve --host 0.0.0.0 --allowed-host masks.example.org --log-format json
+      sparsespec serve --host 0.0.0.0 --allowed-host masks.example.org
 
     It listens on 127.0.0.1 unless told otherwise, has no users and no passwords, and fetches nothing. SIGTERM or Ctrl-C
     lets it finish what it has taken on and end; the second time it ends at once.
@@ -257,7 +262,7 @@ def serve_command(
             allowed_hosts=allowed_hosts,
             cors_origins=cors_origins,
             root_path=root_path,
-            log_format=log_format,
+            log_format=log_format or ("text" if sys.stderr.isatty() else "json"),
         )
     except UnusableError as error:
         click.echo(f"sparsespec: cannot use the model: {error}", err=True)

@@ -125,14 +125,18 @@ class ImageReadError(ValueError):
         What is wrong with it.
     advice : str
         What its owner can do.
+    kind : str
+        For programs: "file" (there is none, or it cannot be opened or read), "not-an-image", "unsupported" (an image of
+        a kind that is not read), "too-large" (more pixels than the limit), "no-such-page", "memory" or "damaged".
     """
 
-    def __init__(self, path: str | os.PathLike[str], reason: str, advice: str) -> None:
-        # All three are arguments of the base class, so that the error survives pickling between processes.
-        super().__init__(os.fspath(path), reason, advice)
+    def __init__(self, path: str | os.PathLike[str], reason: str, advice: str, kind: str = "damaged") -> None:
+        # All are arguments of the base class, so that the error survives pickling between processes.
+        super().__init__(os.fspath(path), reason, advice, kind)
         self.path = os.fspath(path)
         self.reason = reason
         self.advice = advice
+        self.kind = kind
 
     def __str__(self) -> str:
         return f"cannot read image '{self.path}': {self.reason}; {self.advice}"
@@ -193,7 +197,7 @@ def count_pages(path: str | os.PathLike[str]) -> int:
         except EndlessPagesError as error:
             raise _endless(path, error) from error
         except OSError as error:
-            raise ImageReadError(path, _os_reason(error), "check the file and the disk it is on") from error
+            raise ImageReadError(path, _os_reason(error), "check the file and the disk it is on", "file") from error
 
 
 def read_image(
@@ -641,11 +645,11 @@ def _check_file(path: str | os.PathLike[str]) -> None:
     try:
         status = Path(path).stat()
     except OSError as error:
-        raise ImageReadError(path, _os_reason(error), "check the path and its permissions") from error
+        raise ImageReadError(path, _os_reason(error), "check the path and its permissions", "file") from error
     except ValueError as error:  # a null byte in the name
-        raise ImageReadError(path, str(error), "check the path") from error
+        raise ImageReadError(path, str(error), "check the path", "file") from error
     if stat.S_ISDIR(status.st_mode):
-        raise ImageReadError(path, "it is a folder", "give the path of one image file")
+        raise ImageReadError(path, "it is a folder", "give the path of one image file", "file")
     if not stat.S_ISREG(status.st_mode):
         raise _not_regular(path)
     if status.st_size == 0:
@@ -653,7 +657,7 @@ def _check_file(path: str | os.PathLike[str]) -> None:
 
 
 def _not_regular(path: str | os.PathLike[str]) -> ImageReadError:
-    return ImageReadError(path, "it is not a regular file", "give the path of an image file")
+    return ImageReadError(path, "it is not a regular file", "give the path of an image file", "file")
 
 
 def _os_reason(error: OSError) -> str:
@@ -667,16 +671,20 @@ def _os_reason(error: OSError) -> str:
 def _damaged(path: str | os.PathLike[str], error: Exception, where: str = "") -> ImageReadError:
     # An invalid argument is a place in the file that cannot be, out of a damaged header.
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-        return ImageReadError(path, _os_reason(error), "check the file and the disk it is on")
+        return ImageReadError(path, _os_reason(error), "check the file and the disk it is on", "file")
     if isinstance(error, MemoryError):
         return ImageReadError(
             path,
             f"decoding it{' ' + where if where else ''} takes more memory than there is, or its header is damaged",
             "check it with another program; give the process more memory or make the picture smaller",
+            "memory",
         )
     if type(error).__name__ in ("DecompressionBombError", "DecompressionBombWarning"):
         return ImageReadError(
-            path, "what it unpacks to has more pixels than the limit, and than it says", "make it smaller, or a PNG"
+            path,
+            "what it unpacks to has more pixels than the limit, and than it says",
+            "make it smaller, or a PNG",
+            "too-large",
         )
     detail = " ".join(str(error).split())
     if isinstance(error, _MEANINGLESS) or not detail:
@@ -691,18 +699,20 @@ def _unknown_format(path: str | os.PathLike[str], head: bytes) -> ImageReadError
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for mark, reason, advice in _OTHER_FILES:
         if text.startswith(mark):
-            return ImageReadError(path, reason, advice)
+            return ImageReadError(path, reason, advice, "not-an-image")
     if Path(path).suffix.lower() in (".heic", ".heif"):
-        return ImageReadError(path, "HEIC needs a decoder that is not installed", "install pillow-heif or convert it")
+        reason, advice = "HEIC needs a decoder that is not installed", "install pillow-heif or convert it"
+        return ImageReadError(path, reason, advice, "unsupported")
     return ImageReadError(
         path,
         "it is not an image that can be read, or its beginning is damaged",
         "check that it is an image, or convert it to PNG or JPEG",
+        "not-an-image",
     )
 
 
 def _on_page(error: ImageReadError, page: int) -> ImageReadError:
-    return ImageReadError(error.path, f"page {page} (counted from 0): {error.reason}", error.advice)
+    return ImageReadError(error.path, f"page {page} (counted from 0): {error.reason}", error.advice, error.kind)
 
 
 def _check_size(
@@ -717,6 +727,7 @@ def _check_size(
         f" {max_pixels / 1e6:g} megapixels{whole}",
         "make it smaller, save it as a tiled TIFF, which is read piece by piece, or raise the limit with max_pixels=..."
         " (sparsespec run --max-megapixels)",
+        "too-large",
     )
 
 
@@ -750,7 +761,7 @@ def _decoded_file(
     try:
         signature = _signature(handle)
         if signature in _POSTSCRIPT_SIGNATURES:
-            raise ImageReadError(path, "it is PostScript, not a photograph", "export it as PNG or JPEG")
+            raise ImageReadError(path, "it is PostScript, not a photograph", "export it as PNG or JPEG", "not-an-image")
         with _own_process_state():
             if signature in _TIFF_SIGNATURES:
                 view = _tiff_page(handle, path, page)
@@ -784,7 +795,8 @@ def _tiff_page(handle: BinaryIO, path: str | os.PathLike[str], page: int) -> Bin
 
 
 def _no_such_page(path: str | os.PathLike[str], count: int) -> ImageReadError:
-    return ImageReadError(path, f"the file has {count} page{'s' * (count != 1)}", "ask for one of them, from 0 on")
+    reason = f"the file has {count} page{'s' * (count != 1)}"
+    return ImageReadError(path, reason, "ask for one of them, from 0 on", "no-such-page")
 
 
 def _endless(path: str | os.PathLike[str], error: EndlessPagesError) -> ImageReadError:
@@ -796,7 +808,7 @@ def _open_file(path: str | os.PathLike[str]) -> BinaryIO:
     try:
         handle = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
     except OSError as error:
-        raise ImageReadError(path, _os_reason(error), "check the file and the disk it is on") from error
+        raise ImageReadError(path, _os_reason(error), "check the file and the disk it is on", "file") from error
     if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
         handle.close()
         raise _not_regular(path)
@@ -890,7 +902,9 @@ def _open_with_pillow(
     if 0 in image.size:
         raise _no_pixels(path, image.height, image.width)
     if image.format in ("BMP", "DIB") and image.info.get("compression") in (1, 2) and image.width > _WIDEST_RUNS:
-        raise ImageReadError(path, f"a run-length coded BMP {image.width} pixels wide is not read", "save it as PNG")
+        raise ImageReadError(
+            path, f"a run-length coded BMP {image.width} pixels wide is not read", "save it as PNG", "unsupported"
+        )
     # A header can understate what its body unpacks to (GIF frames, icons): Pillow checks those while decoding.
     Image.MAX_IMAGE_PIXELS = max_pixels
     warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -953,6 +967,7 @@ def _open_tiff(
                 f"it has {samples} samples for each of its {width} x {height} pixels, more than"
                 f" {4 * max_pixels / 1e6:g} million together",
                 "export it as RGB",
+                "too-large",
             )
         if deep or samples > 4:
             whole = _read_deep(page, handle, path)
@@ -1067,7 +1082,10 @@ def _tiff_to_rgb(pixels: npt.NDArray[Any], tags: dict[str, Any], path: str | os.
             return _over_white(pixels)
         return np.ascontiguousarray(pixels[:, :, :3])
     raise ImageReadError(
-        path, f"a TIFF with {samples} samples a pixel and shape {pixels.shape} is not a picture", "export it as RGB"
+        path,
+        f"a TIFF with {samples} samples a pixel and shape {pixels.shape} is not a picture",
+        "export it as RGB",
+        "unsupported",
     )
 
 
@@ -1079,11 +1097,13 @@ def _full_range(pixels: npt.NDArray[Any], path: str | os.PathLike[str]) -> npt.N
     if native in (np.uint8, np.uint16):
         return pixels.astype(native, copy=False)
     if not np.issubdtype(native, np.floating) and not np.issubdtype(native, np.integer):
-        raise ImageReadError(path, f"samples of type {pixels.dtype} are not supported", "export it as 8 or 16 bits")
+        reason = f"samples of type {pixels.dtype} are not supported"
+        raise ImageReadError(path, reason, "export it as 8 or 16 bits", "unsupported")
     values = pixels.astype(np.float64)
     smallest, largest = float(values.min()), float(values.max())
     if not (np.isfinite(smallest) and np.isfinite(largest)):
-        raise ImageReadError(path, "it contains NaN or infinite samples", "replace them and export it again")
+        reason = "it contains NaN or infinite samples"
+        raise ImageReadError(path, reason, "replace them and export it again", "unsupported")
     if not (np.issubdtype(native, np.floating) and smallest >= 0 and largest <= 1):
         spread = largest - smallest
         values = (values - smallest) / spread if spread > 0 else np.zeros_like(values)
@@ -1092,7 +1112,7 @@ def _full_range(pixels: npt.NDArray[Any], path: str | os.PathLike[str]) -> npt.N
 
 def _only_grey(pixels: npt.NDArray[Any], path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     if pixels.ndim != 2:
-        raise ImageReadError(path, f"its colour space gives shape {pixels.shape}", "convert it to RGB")
+        raise ImageReadError(path, f"its colour space gives shape {pixels.shape}", "convert it to RGB", "unsupported")
     return pixels
 
 

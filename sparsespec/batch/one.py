@@ -296,6 +296,7 @@ def _refuse_links(job: Job, item: Item) -> None:
             job.source.folder / item.path,
             "it is a link that leads out of the input folder",
             "read such links with --follow-links (follow_links=True)",
+            "file",
         )
 
 

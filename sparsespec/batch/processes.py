@@ -11,9 +11,7 @@ import logging
 import os
 import pickle
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -27,54 +25,36 @@ from queue import Empty, SimpleQueue
 from typing import IO, Any, Self
 
 from sparsespec._checks import check_count
+from sparsespec._processes import (
+    GRACE,
+    LAST_GRACE,
+    SCRATCH,
+    TAIL,
+    WATCHING_MEMORY,
+    EndedError,
+    WorkerError,
+    ending,
+    frame,
+    greeting,
+    kill_group,
+    launching,
+    memory_of,
+    on_one_line,
+    read_frame,
+    write_frame,
+)
 from sparsespec._threads import available_cpus
 from sparsespec.batch.job import Item, Job, Outcome, failure
-from sparsespec.batch.worker import LIFELINE, SCRATCH, frame, read_frame, write_frame
 
 __all__ = ["Processes", "WorkerError", "pickled_job"]
 
 _LOG = logging.getLogger("sparsespec.batch")
 
-# Run with -P: no file that happens to lie in the current folder is imported before the paths are the parent's.
-_BOOT = """
-import os, pickle
-requests = os.fdopen(os.dup(0), "rb")
-import sys
-sys.path[:] = pickle.load(requests)
-from sparsespec.batch.worker import main
-main(requests)
-"""
 # Ctrl-C is not heeded on Windows while a lock is waited for.
 _LISTENING = 0.2
 _WATCHING = 0.1
-# A process takes memory by the gigabyte in a second.
-_WATCHING_MEMORY = 0.02
 # Results that nobody has asked for yet, for each worker.
 _AHEAD = 4
-# Seconds that an idle process gets to end by itself, and one that has closed its pipe.
-_GRACE = 2.0
-# And one that was killed: it may hang in a call to the system, for a file server that does not answer.
-_LAST_GRACE = 10.0
-_TAIL = 8192
-_LONGEST_LINE = 200
-
-_ENDINGS = {
-    "SIGKILL": "killed from outside, as the system does when memory runs out",
-    "SIGSEGV": "it touched memory that is not its own",
-    "SIGBUS": "a file mapped to memory could not be read or written",
-    "SIGABRT": "a library gave up",
-    "SIGFPE": "a library's arithmetic failed",
-    "SIGILL": "a library uses instructions that this processor does not have",
-    "SIGTERM": "it was told to end",
-}
-
-
-class WorkerError(RuntimeError):
-    """Worker processes cannot work at all, whatever the file."""
-
-
-class _EndedError(Exception):
-    """A worker process has ended, or was made to, without an answer."""
 
 
 class Processes:
@@ -235,8 +215,8 @@ def pickled_job(job: Job) -> bytes:
         raise
     except Exception as error:
         raise WorkerError(
-            f"the segmenter cannot be sent to worker processes ({type(error).__name__}: {_line(str(error))}): define"
-            " its class at the top level of a module and let it hold only what can be pickled, or use the engine"
+            f"the segmenter cannot be sent to worker processes ({type(error).__name__}: {on_one_line(str(error))}):"
+            " define its class at the top level of a module and let it hold only what can be pickled, or use the engine"
             " 'inline'"
         ) from error
     return file.getvalue()
@@ -246,43 +226,21 @@ class _Child:
     """One worker process. A single thread talks to it; any may `kill` or `check` it."""
 
     def __init__(self, threads: int, *, scratch: bool) -> None:
-        if not sys.executable or getattr(sys, "frozen", False):
-            raise WorkerError("worker processes need a Python interpreter, which sys.executable does not name here")
-        environment = {**os.environ, **_thread_counts(threads)}
         self.scratch: str | None = None
+        self._lifeline: int | None = None
+        environment: dict[str, str] = {}
         if scratch:
             # What a process that is killed leaves there goes with it.
             self.scratch = tempfile.mkdtemp(prefix="sparsespec-worker-")
-            environment |= dict.fromkeys((SCRATCH, "TMPDIR", "TEMP", "TMP"), self.scratch)
-        self._lifeline: int | None = None
-        options: dict[str, Any] = {}
-        reader = None
-        if sys.platform == "win32":
-            options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
-        else:
-            # No Ctrl-C of the terminal, which is for this process alone.
-            options["start_new_session"] = True
-        if sys.platform == "linux":
-            reader, self._lifeline = os.pipe()
-            environment[LIFELINE] = str(reader)
-            options["pass_fds"] = (reader,)
+            environment = dict.fromkeys((SCRATCH, "TMPDIR", "TEMP", "TMP"), self.scratch)
+        pipe = subprocess.PIPE
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _BOOT],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=environment,
-                **options,
-            )
-        except BaseException as error:
+            with launching("sparsespec.batch.worker", threads, **environment) as launch:
+                self._process = subprocess.Popen(launch.command, stdin=pipe, stdout=pipe, stderr=pipe, **launch.options)
+        except BaseException:
             self._leave_nothing()
-            if isinstance(error, OSError):
-                raise WorkerError(f"a worker process could not be started: {error}") from error
             raise
-        finally:
-            if reader is not None:
-                os.close(reader)
+        self._lifeline = launch.lifeline
         self.pid = self._process.pid
         self.job: bytes | None = None
         self.killed_for: str | None = None
@@ -298,17 +256,17 @@ class _Child:
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
         with suppress(OSError):  # it has died: the first question will tell
-            self._requests.write(pickle.dumps([os.path.abspath(entry) for entry in sys.path]))
+            self._requests.write(greeting())
 
     def _listen(self) -> None:
         errors: Any = self._process.stderr
         with errors:
-            while chunk := errors.read1(_TAIL):
-                self._tail = (self._tail + chunk)[-_TAIL:]
+            while chunk := errors.read1(TAIL):
+                self._tail = (self._tail + chunk)[-TAIL:]
                 _LOG.debug("worker process %d: %s", self.pid, chunk.decode(errors="replace").rstrip())
 
     def ask(self, kind: str, content: Any, limit: float | None) -> Any:
-        """Send a request and wait for the answer; an _EndedError when none comes."""
+        """Send a request and wait for the answer; an EndedError when none comes."""
         with self._lock:
             self._at_work = True
             self._deadline = None if limit is None else time.monotonic() + limit
@@ -317,7 +275,7 @@ class _Child:
             answer = read_frame(self._answers)
         except (OSError, EOFError) as error:
             self._broken = True
-            raise _EndedError from error
+            raise EndedError from error
         finally:
             with self._lock:
                 self._at_work = False
@@ -335,7 +293,7 @@ class _Child:
                 return
             if self._deadline is not None and time.monotonic() > self._deadline:
                 self._kill("time")
-            elif memory_limit is not None and _memory(self.pid) > memory_limit:
+            elif memory_limit is not None and memory_of(self.pid) > memory_limit:
                 self._kill("memory")
 
     def kill(self) -> None:
@@ -347,25 +305,25 @@ class _Child:
         # Under the lock: an answer that has come before counts, and the process is not asked anything more.
         self.killed_for = self.killed_for or reason
         if self._process.poll() is None:
-            _kill_group(self._process)
+            kill_group(self._process)
 
     def end(self) -> str:
         """Make sure that it is gone and that nothing is left of it; tell how it ended."""
         if self._broken:
             # It is about to end by itself, in a way that is to be told: not asked to.
-            self._wait(_GRACE)
+            self._wait(GRACE)
         with suppress(OSError):
             self._requests.close()
-        if not self._wait(_GRACE):
-            _kill_group(self._process)
-            if not self._wait(_LAST_GRACE):
+        if not self._wait(GRACE):
+            kill_group(self._process)
+            if not self._wait(LAST_GRACE):
                 _LOG.warning("worker process %d could not be killed, most likely for a disk or server", self.pid)
         # What it has started itself keeps its pipes open otherwise.
-        _kill_group(self._process)
+        kill_group(self._process)
         self._answers.close()
-        self._listener.join(_GRACE)
+        self._listener.join(GRACE)
         self._leave_nothing()
-        return _ending(self._process.returncode, self.last_words)
+        return ending(self._process.returncode, self.words)
 
     def _wait(self, seconds: float) -> bool:
         try:
@@ -390,55 +348,6 @@ class _Child:
     def words(self) -> str:
         """The end of what it has written to its standard error."""
         return self._tail.decode(errors="replace").strip()
-
-    @property
-    def last_words(self) -> str:
-        """The last line of these."""
-        lines = self.words.splitlines()
-        return _line(lines[-1]) if lines else ""
-
-
-def _thread_counts(threads: int) -> dict[str, str]:
-    # NumPy's matrices are small here: threads that wait for each other cost more than they save.
-    return {
-        "NUMBA_NUM_THREADS": str(threads),
-        "OMP_NUM_THREADS": str(threads),
-        "OPENBLAS_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-    }
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    with suppress(OSError):
-        if sys.platform == "win32":
-            process.kill()
-        else:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def _memory(pid: int) -> int:
-    """Bytes of memory of its own, without the pages of files, which the system can take back."""
-    with suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/status", "rb") as file:
-        return 1024 * sum(int(line.split()[1]) for line in file if line.startswith((b"RssAnon:", b"VmSwap:")))
-    return 0
-
-
-def _ending(code: int | None, last_words: str) -> str:
-    if code is None:
-        return "hangs in a call to the system and cannot be ended"
-    if code < 0:
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        return f"ended by {name}" + (f" ({_ENDINGS[name]})" if name in _ENDINGS else "")
-    shown = f"{code:#x}" if code > 255 else str(code)
-    return f"ended with exit code {shown}" + (f" ({last_words})" if last_words else "")
-
-
-def _line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 1] + "…"
 
 
 def _end_all(children: list[_Child | None]) -> None:
@@ -555,14 +464,14 @@ class _Run:
             for thread in (*feeders, watch):
                 # One that waits for its caller's items is left to itself: it begins nothing more.
                 if thread.ident is not None:
-                    thread.join(_GRACE)
+                    thread.join(GRACE)
             if working:
                 for number, feeder in enumerate(feeders):
                     if not feeder.is_alive():
                         self._discard(number)
 
     def _watch(self) -> None:
-        while not self._over.wait(_WATCHING if self._memory_limit is None else _WATCHING_MEMORY):
+        while not self._over.wait(_WATCHING if self._memory_limit is None else WATCHING_MEMORY):
             for child in tuple(self._children):
                 if child is not None:
                     child.check(self._memory_limit)
@@ -614,7 +523,7 @@ class _Run:
         try:
             outcomes: list[Outcome] = child.ask("file", item, self._time_limit)[1]
             return outcomes
-        except _EndedError:
+        except EndedError:
             how = self._discard(number)
             return None if self._over.is_set() else _Loss(child.killed_for, how)
 
@@ -651,7 +560,7 @@ class _Run:
                 return child
             try:
                 kind, content = child.ask("job", (self._pickled, self._threads), self._start_limit)
-            except _EndedError as error:
+            except EndedError as error:
                 how = self._discard(number)
                 if self._over.is_set():
                     return None
@@ -662,7 +571,7 @@ class _Run:
             if kind == "unusable":
                 self._discard(number)
                 line, text = content
-                raise WorkerError(f"the segmenter cannot be used in a worker process: {_line(line)}\n{text}")
+                raise WorkerError(f"the segmenter cannot be used in a worker process: {on_one_line(line)}\n{text}")
             child.job = self._pickled
             return child
         raise AssertionError("the second attempt returns or raises")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from sparsespec._atomic import AtomicFile
 from sparsespec._mapped import bands
 
-__all__ = ["MAX_LABEL", "label_range", "write_label_png"]
+__all__ = ["MAX_LABEL", "label_png_bytes", "label_range", "write_label_png"]
 
 MAX_LABEL = 65535
 """The largest label a 16-bit image holds."""
@@ -44,6 +45,30 @@ def write_label_png(path: str | os.PathLike[str], labels: npt.ArrayLike) -> None
     OSError
         The file cannot be written.
     """
+    array = _checked(labels)
+    with AtomicFile(path) as file:
+        _write(file, array)
+
+
+def label_png_bytes(labels: npt.ArrayLike) -> bytes:
+    """Encode a label image as the 16-bit grey PNG that `write_label_png` writes.
+
+    Parameters
+    ----------
+    labels : (H, W) array_like of int
+        0 = background, 1..65535 = instances.
+
+    Raises
+    ------
+    ValueError
+        As for `write_label_png`.
+    """
+    file = io.BytesIO()
+    _write(file, _checked(labels))
+    return file.getvalue()
+
+
+def _checked(labels: npt.ArrayLike) -> npt.NDArray[np.integer]:
     array = np.asarray(labels)
     if array.ndim != 2 or array.size == 0 or max(array.shape) > _LONGEST_SIDE:
         raise ValueError(f"labels must be two-dimensional with at least one pixel, got the shape {array.shape}")
@@ -54,8 +79,7 @@ def write_label_png(path: str | os.PathLike[str], labels: npt.ArrayLike) -> None
         raise ValueError(
             f"labels must lie in 0..{MAX_LABEL}, which is what a 16-bit PNG holds; got {smallest}..{largest}"
         )
-    with AtomicFile(path) as file:
-        _write(file, array)
+    return array
 
 
 def label_range(labels: npt.NDArray[np.integer]) -> tuple[int, int]:

@@ -22,10 +22,14 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
 
         Within the limit from its beginning, or from the end of an answer, the next request has to be there with its
         headers. What is left of the body of a request that was answered early is read and forgotten until then, so
-        that a client which writes before it reads gets its answer.
+        that a client which writes before it reads gets its answer. A client that does not read its answer, or hardly,
+        is cut off: the answer is in memory, and the connection one of those that there may be.
         """
 
         _patience: asyncio.TimerHandle | None = None
+        _sending: asyncio.TimerHandle | None = None
+        _unread = 0
+        _reading_since = 0.0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             """Begin, unless there are too many."""
@@ -39,7 +43,19 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             """End."""
             self._stop_waiting()
+            self._stop_watching()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            """Begin to watch a client that does not read as fast as it is answered."""
+            super().pause_writing()
+            self._unread, self._reading_since = self.transport.get_write_buffer_size(), self.loop.time()
+            self._watch()
+
+        def resume_writing(self) -> None:
+            """Stop that: it has read nearly all."""
+            self._stop_watching()
+            super().resume_writing()
 
         def handle_events(self) -> None:
             """Notice when a request has come with its headers."""
@@ -51,6 +67,8 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
 
         def on_response_complete(self) -> None:
             """Begin to wait for the next request."""
+            if self._sending is None:
+                self._unread, self._reading_since = self.transport.get_write_buffer_size(), self.loop.time()
             self._wait_for_request()
             super().on_response_complete()
 
@@ -82,8 +100,35 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
 
         def _give_up(self) -> None:
             self._patience = None
-            if not self.transport.is_closing():
+            if self.transport.get_write_buffer_size():
+                # Closing would wait until that is read.
+                if self._sending is None and not self._reads():
+                    self.transport.abort()
+                else:
+                    self._wait_for_request()
+            elif not self.transport.is_closing():
                 self.transport.close()
+
+        def _reads(self) -> bool:
+            """Tell whether the client has read more since the last time, and is not at it for too long."""
+            before, self._unread = self._unread, self.transport.get_write_buffer_size()
+            return self._unread < before and self.loop.time() - self._reading_since < limits.upload_limit
+
+        def _watch(self) -> None:
+            self._stop_watching()
+            self._sending = self.loop.call_later(limits.idle_limit, self._look)
+
+        def _look(self) -> None:
+            if self._reads():
+                self._watch()
+            else:
+                self._sending = None
+                self.transport.abort()
+
+        def _stop_watching(self) -> None:
+            if self._sending is not None:
+                self._sending.cancel()
+                self._sending = None
 
     return Connection
 

@@ -118,6 +118,16 @@ class Desk:
             record.write()
 
     def _refusal(self, headers: Headers, method: str) -> Problem | None:
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # A proxy that goes by the other one would take the rest of this body for somebody else's request.
+            return Problem(
+                400,
+                "http",
+                "Not HTTP",
+                "The request has both a Transfer-Encoding and a Content-Length.",
+                "Send one of them.",
+                close=True,
+            )
         host = _host(headers.get("host", ""))
         if self._hosts and host not in self._hosts:
             return Problem(

@@ -193,6 +193,7 @@ def _schemas() -> dict[str, Any]:
                 "detail": text,
                 "advice": {**text, "description": "What to do."},
                 "request_id": text,
+                "seconds": {**number, "description": "As Retry-After, with fractions, where the queue is full."},
             },
         },
         "Status": {

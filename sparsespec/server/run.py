@@ -125,7 +125,7 @@ def run(
     allowed_hosts: Sequence[str] = (),
     cors_origins: Sequence[str] = (),
     root_path: str = "",
-    log_format: str = "text",
+    log_format: str = "json",
 ) -> int:
     """Serve until a signal comes.
 
@@ -265,20 +265,26 @@ def _url(sock: socket.socket) -> str:
 def _logging(kind: str) -> Iterator[None]:
     """Let the log be written, that of uvicorn with it as far as it warns."""
     writer = handler(kind)
-    levels = {LOGGER: logging.INFO, "uvicorn": logging.WARNING, "uvicorn.error": logging.WARNING}
+    levels = {
+        LOGGER: logging.INFO,
+        "uvicorn": logging.WARNING,
+        "uvicorn.error": logging.WARNING,
+        "asyncio": logging.WARNING,
+    }
+    top = (LOGGER, "uvicorn", "asyncio")
     loggers = [logging.getLogger(name) for name in levels]
     before = [(logger, logger.level, logger.propagate) for logger in loggers]
     for logger, level in zip(loggers, levels.values(), strict=True):
         logger.setLevel(level)
     # It says what is wrong with each form; the client is told.
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
-    for name in (LOGGER, "uvicorn"):
+    for name in top:
         logging.getLogger(name).addHandler(writer)
         logging.getLogger(name).propagate = False
     try:
         yield
     finally:
-        for name in (LOGGER, "uvicorn"):
+        for name in top:
             logging.getLogger(name).removeHandler(writer)
         for logger, level, propagate in before:
             logger.setLevel(level)

@@ -7,24 +7,19 @@ bytes of the answer, nothing that is unpickled. Requests, which come from the pa
 from __future__ import annotations
 
 import base64
-import faulthandler
-import io
 import json
 import os
 import pickle
-import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from queue import SimpleQueue
 from typing import IO, TYPE_CHECKING, Any
 
-from sparsespec.batch.worker import _die_with_parent, _let_be_killed_first, _receive, write_frame
+from sparsespec._processes import talk, write_frame
 from sparsespec.server.wish import COCO, LABELS, Wish
 
 if TYPE_CHECKING:
@@ -97,27 +92,15 @@ def read_said(message: bytes) -> tuple[str, Done, str]:
 def main(requests: IO[bytes]) -> None:
     """Answer requests until the parent closes its end.
 
-    Requests are pickled pairs in frames of :mod:`sparsespec.batch.worker`: ``("open", (models, threads))``, answered
+    Requests are pickled pairs in frames of :mod:`sparsespec._processes`: ``("open", (models, threads))``, answered
     by ``ready`` or ``unusable``, and ``("image", (wish, body, max_pixels))``, answered by ``done``.
 
     Parameters
     ----------
     requests : binary file
-        Not file descriptor 0 itself, which is closed to everything that runs here, as is 1: whatever a library prints
-        goes to 2.
+        For `sparsespec._processes.talk`.
     """
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    faulthandler.enable()
-    _let_be_killed_first()
-    _die_with_parent()
-    inbox: SimpleQueue[bytes] = SimpleQueue()
-    threading.Thread(target=_receive, args=(requests, inbox), daemon=True).start()
-
+    answers, inbox = talk(requests)
     models: dict[str, OpenModel] = {}
     while True:
         kind, content = pickle.loads(inbox.get())
@@ -197,11 +180,9 @@ def _answer(model: OpenModel, wish: Wish, body: bytes, max_pixels: int, facts: d
 
 def _encoded(wish: Wish, image: npt.NDArray[Any], found: Segmentation) -> bytes:
     if wish.kind == LABELS:
-        from sparsespec.formats import labels
+        from sparsespec.formats.labels import label_png_bytes
 
-        file = io.BytesIO()
-        labels._write(file, found.labels)
-        return file.getvalue()
+        return label_png_bytes(found.labels)
     if wish.kind == COCO:
         return json.dumps(_document(wish, found), allow_nan=False, separators=(",", ":")).encode()
     from sparsespec.formats.overlay import draw_instances, jpeg_bytes, reduced_copy
@@ -282,18 +263,16 @@ def _file_of(body: bytes) -> Iterator[str]:
 
 def _unreadable(error: ImageReadError, facts: dict[str, Any]) -> Done:
     """Tell bytes that are no image from an image that is too large, and from one that is damaged."""
-    from PIL import UnidentifiedImageError
-
     # Not its advice in every case: that is for somebody who can give the program other limits.
     reason = " ".join(error.reason.split())
     reason = reason if len(reason) <= _LONGEST_TEXT else reason[: _LONGEST_TEXT - 1] + "…"
-    if "more than the limit" in reason or "more pixels than the limit" in reason:
+    if error.kind == "too-large":
         problem = _problem("too-many-pixels", "Image too large", f"{_capital(reason)}.", "Make the image smaller.")
         return Done(413, problem=problem, facts=facts)
-    if isinstance(error.__cause__, UnidentifiedImageError) or "PostScript" in reason:
+    if error.kind == "not-an-image":
         problem = _problem("not-an-image", "Not an image", f"{_capital(reason)}.", f"{_capital(error.advice)}.")
         return Done(415, problem=problem, facts=facts)
-    if "the file has" in reason and "page" in reason:
+    if error.kind == "no-such-page":
         problem = _problem(
             "page", "No such page", f"{_capital(reason)}.", "Leave out page, or give one of them, counted from 1."
         )

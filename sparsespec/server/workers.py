@@ -8,17 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
-import pickle
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from sparsespec.batch.processes import WorkerError, _ending, _kill_group, _memory, _thread_counts
-from sparsespec.batch.worker import _LENGTH, LIFELINE, frame
+from sparsespec._processes import (
+    GRACE,
+    LAST_GRACE,
+    LENGTH,
+    TAIL,
+    WATCHING_MEMORY,
+    EndedError,
+    WorkerError,
+    ending,
+    frame,
+    greeting,
+    kill_group,
+    launching,
+    memory_of,
+)
 from sparsespec.server.limits import Limits
 from sparsespec.server.models import ServedModel
 from sparsespec.server.problems import Problem, ProblemError, stopping
@@ -29,29 +41,12 @@ __all__ = ["Pool", "WorkerError"]
 
 _LOG = logging.getLogger("sparsespec.server")
 
-# Run with -P: no file that happens to lie in the current folder is imported before the paths are the parent's.
-_BOOT = """
-import os, pickle
-requests = os.fdopen(os.dup(0), "rb")
-import sys
-sys.path[:] = pickle.load(requests)
-from sparsespec.server.work import main
-main(requests)
-"""
 _START_LIMIT = 300.0
-_GRACE = 2.0
-_LAST_GRACE = 10.0
-_WATCHING_MEMORY = 0.02
-_TAIL = 8192
 # Seconds before a worker that could not be started is tried again, doubled each time.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _LARGEST_ANSWER = 1 << 31
 # Bytes that are read from a process before they are asked for.
 _AT_ONCE = 1 << 20
-
-
-class _EndedError(Exception):
-    """A worker process has ended, or was made to, without an answer."""
 
 
 class _UnusableError(Exception):
@@ -72,73 +67,46 @@ class _Child:
     @classmethod
     async def started(cls, threads: int) -> _Child:
         """Start a process; a WorkerError when the system does not."""
-        if not sys.executable or getattr(sys, "frozen", False):
-            raise WorkerError("worker processes need a Python interpreter, which sys.executable does not name here")
-        environment = {**os.environ, **_thread_counts(threads)}
-        options: dict[str, Any] = {}
-        reader = lifeline = None
-        if sys.platform != "win32":
-            # No Ctrl-C of the terminal, which is for the server alone.
-            options["start_new_session"] = True
-        if sys.platform == "linux":
-            reader, lifeline = os.pipe()
-            environment[LIFELINE] = str(reader)
-            options["pass_fds"] = (reader,)
-        try:
-            pipe = asyncio.subprocess.PIPE
+        pipe = asyncio.subprocess.PIPE
+        with launching("sparsespec.server.work", threads) as launch:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-c", _BOOT),
-                stdin=pipe,
-                stdout=pipe,
-                stderr=pipe,
-                env=environment,
-                limit=_AT_ONCE,
-                **options,
+                *launch.command, stdin=pipe, stdout=pipe, stderr=pipe, limit=_AT_ONCE, **launch.options
             )
-        except BaseException as error:
-            if lifeline is not None:
-                os.close(lifeline)
-            if isinstance(error, OSError):
-                raise WorkerError(f"a worker process could not be started: {error}") from error
-            raise
-        finally:
-            if reader is not None:
-                os.close(reader)
-        child = cls(process, lifeline)
+        child = cls(process, launch.lifeline)
         assert process.stdin is not None
-        process.stdin.write(pickle.dumps([os.path.abspath(entry) for entry in sys.path]))
+        process.stdin.write(greeting())
         return child
 
     async def _listen(self) -> None:
         assert self._process.stderr is not None
-        while chunk := await self._process.stderr.read(_TAIL):
-            self._tail = (self._tail + chunk)[-_TAIL:]
+        while chunk := await self._process.stderr.read(TAIL):
+            self._tail = (self._tail + chunk)[-TAIL:]
 
     async def ask(self, kind: str, content: Any, limit: float) -> tuple[str, Done, str]:
-        """Send a request and wait for the answer; an _EndedError when none comes in time, or at all."""
+        """Send a request and wait for the answer; an EndedError when none comes in time, or at all."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         message = frame(kind, content)
         try:
             async with asyncio.timeout(limit):
-                self._process.stdin.write(_LENGTH.pack(len(message)))
+                self._process.stdin.write(LENGTH.pack(len(message)))
                 self._process.stdin.write(message)
                 await self._process.stdin.drain()
-                size = _LENGTH.unpack(await self._process.stdout.readexactly(_LENGTH.size))[0]
+                size = LENGTH.unpack(await self._process.stdout.readexactly(LENGTH.size))[0]
                 if size > _LARGEST_ANSWER:
                     raise ValueError("a worker process said something that is no message")
                 return read_said(await self._process.stdout.readexactly(size))
         except TimeoutError as error:
             self.kill("time")
-            raise _EndedError from error
+            raise EndedError from error
         except (OSError, EOFError, ValueError) as error:
-            raise _EndedError from error
+            raise EndedError from error
 
     def kill(self, reason: str) -> None:
         """Kill it at once."""
         self.killed_for = self.killed_for or reason
         if self._process.returncode is None:
-            _kill_group(self._process)  # type: ignore[arg-type]
+            kill_group(self._process)
 
     @property
     def alive(self) -> bool:
@@ -148,7 +116,7 @@ class _Child:
     @property
     def memory(self) -> int:
         """Bytes of memory of its own."""
-        return _memory(self.pid) if self._process.returncode is None else 0
+        return memory_of(self.pid) if self._process.returncode is None else 0
 
     async def ended(self) -> None:
         """Wait until it has ended."""
@@ -159,30 +127,24 @@ class _Child:
         with suppress(OSError):
             if self._process.stdin is not None:
                 self._process.stdin.close()
-        for grace in (_GRACE, _LAST_GRACE):
+        for grace in (GRACE, LAST_GRACE):
             with suppress(TimeoutError):
                 async with asyncio.timeout(grace):
                     await self._process.wait()
                 break
-            _kill_group(self._process)  # type: ignore[arg-type]
+            kill_group(self._process)
         else:
             _LOG.warning("worker process %d could not be killed, most likely for a disk or server", self.pid)
         # What it has started itself keeps its pipes open otherwise.
-        _kill_group(self._process)  # type: ignore[arg-type]
+        kill_group(self._process)
         with suppress(TimeoutError):
-            async with asyncio.timeout(_GRACE):
+            async with asyncio.timeout(GRACE):
                 await asyncio.wait([self._listener])
         self._listener.cancel()
         if self._lifeline is not None:
             os.close(self._lifeline)
             self._lifeline = None
-        lines = self._tail.decode(errors="replace").strip().splitlines()
-        return _ending(self._process.returncode, lines[-1][:200] if lines else "")
-
-    @property
-    def words(self) -> str:
-        """The end of what it has written to its standard error."""
-        return self._tail.decode(errors="replace").strip()
+        return ending(self._process.returncode, self._tail.decode(errors="replace").strip())
 
 
 class _Ticket:
@@ -194,6 +156,7 @@ class _Ticket:
         self.since = time.perf_counter()
         self.waited = 0.0
         self.begun = asyncio.Event()
+        self.again = False
         self.done: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
 
     def settle(self, result: Done | Problem) -> None:
@@ -309,7 +272,8 @@ class Pool:
         if self.unusable is not None:
             raise ProblemError(_not_open())
         if self.full:
-            seconds = round((self.waiting + 1) * self._usual_seconds / self.workers)
+            # Until half of the queue is done: whoever comes back then finds room, and the workers are not idle yet.
+            seconds = min(max(0.1, (self.waiting // 2 + 1) * self._usual_seconds / self.workers), 60.0)
             raise ProblemError(
                 Problem(
                     429,
@@ -317,7 +281,9 @@ class Pool:
                     "Too many images are waiting",
                     f"{self.at_work} images are at work and {self.waiting} wait, which is all that may.",
                     "Try again after the seconds that Retry-After says.",
-                    retry_after=min(max(1, seconds), 60),
+                    # The header has whole seconds.
+                    retry_after=math.ceil(seconds),
+                    seconds=round(seconds, 1),
                 )
             )
 
@@ -361,7 +327,6 @@ class Pool:
         while True:
             try:
                 child = await self._open(number)
-                pause = _FIRST_PAUSE
             except (_UnusableError, WorkerError) as error:
                 if isinstance(error, _UnusableError) and not self._opened.is_set():
                     self._fail(str(error))
@@ -372,19 +337,26 @@ class Pool:
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
             end = asyncio.create_task(self._tell_end(child))
+            done = 0
             try:
                 while (ticket := await self._next(child)) is not None:
                     await self._do(number, child, ticket)
+                    done += 1
             finally:
                 end.cancel()
-            await self._lost(number, child)
+            if await self._lost(number, child) and not done:
+                # Something ends them one after the other, and starting them takes the processors from the others.
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                pause = _FIRST_PAUSE
 
     async def _open(self, number: int) -> _Child:
         child = await _Child.started(self.threads)
         self._children[number] = child
         try:
             kind, done, text = await child.ask("open", (self._models, self.threads), _START_LIMIT)
-        except _EndedError as error:
+        except EndedError as error:
             how = await self._discard(number)
             if child.killed_for == "time":
                 how = f"was not ready after {_START_LIMIT:g} s"
@@ -422,35 +394,52 @@ class Pool:
 
     async def _do(self, number: int, child: _Child, ticket: _Ticket) -> None:
         ticket.waited = time.perf_counter() - ticket.since
-        body, ticket.body = ticket.body, None
         self._at_work.add(ticket)
         ticket.begun.set()
         began = time.perf_counter()
         try:
-            asked = child.ask("image", (ticket.wish, body, self.limits.max_pixels), self.limits.time_limit)
-            del body
-            _, done, _ = await asked
+            content = (ticket.wish, ticket.body, self.limits.max_pixels)
+            _, done, _ = await child.ask("image", content, self.limits.time_limit)
             ticket.settle(done)
             self._usual_seconds += 0.1 * (time.perf_counter() - began - self._usual_seconds)
-        except _EndedError:
+        except EndedError:
             self._ready[number] = False
             how = await self._discard(number)
-            ticket.settle(_lost(child.killed_for, how, self.limits))
+            if self._once_more(ticket, child, how):
+                _LOG.info("an image is tried once more", extra={"event": "worker"})
+            else:
+                ticket.settle(_lost(child.killed_for, how, self.limits))
             kind = child.killed_for if child.killed_for in self.restarts else "crash"
             self.restarts[str(kind)] += 1
             _LOG.error("a worker process %s over an image", how, extra={"event": "worker", "killed_for": kind})
             child.killed_for = child.killed_for or "crash"
         finally:
-            ticket.settle(stopping())
             self._at_work.discard(ticket)
+            if ticket in self._queue:
+                async with self._more:
+                    self._more.notify_all()
+            else:
+                ticket.settle(stopping())
 
-    async def _lost(self, number: int, child: _Child) -> None:
-        """A process has ended between two images, or over one."""
+    def _once_more(self, ticket: _Ticket, child: _Child, how: str) -> bool:
+        """Put an image whose process was killed from outside first in the queue, once: it need not be its fault."""
+        if ticket.again or ticket.body is None or self._stopping:
+            return False
+        if child.killed_for is not None or "SIGKILL" not in how:
+            return False
+        ticket.again = True
+        self._queue.appendleft(ticket)
+        return True
+
+    async def _lost(self, number: int, child: _Child) -> bool:
+        """A process has ended: True between two images, False over one, which was noted."""
         self._ready[number] = False
         if self._children[number] is child:
             how = await self._discard(number)
             self.restarts["crash"] += 1
             _LOG.error("a worker process %s between two images", how, extra={"event": "worker"})
+            return True
+        return False
 
     async def _discard(self, number: int) -> str:
         child = self._children[number]
@@ -460,7 +449,7 @@ class Pool:
 
     async def _watch(self, most: int) -> None:
         while True:
-            await asyncio.sleep(_WATCHING_MEMORY)
+            await asyncio.sleep(WATCHING_MEMORY)
             for child in self._children:
                 if child is not None and child.alive and child.memory > most:
                     child.kill("memory")
@@ -505,7 +494,9 @@ def _lost(killed_for: str | None, how: str, limits: Limits) -> Problem:
             503,
             "memory",
             "Out of memory",
-            "The process that worked on the image was ended, as it is when memory runs out.",
+            "The processes that worked on the image were ended, as they are when memory runs out."
+            if killed_for is None
+            else "The process that worked on the image took more memory than it may.",
             "Make the image smaller, or try again later.",
             retry_after=10,
         )

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 import sparsespec
+from sparsespec import _processes
 from sparsespec.batch import one, processes
 from sparsespec.batch.job import Formats, Item, Job, Outcome
 from sparsespec.batch.processes import Processes, WorkerError
@@ -303,7 +304,7 @@ def test_processes_that_are_never_ready(tmp_path: Path, stubs: ModuleType, notes
 
 def test_the_package_is_not_found(tmp_path: Path, stubs: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     items = pictures(tmp_path / "in", [1])
-    monkeypatch.setattr(processes, "_BOOT", processes._BOOT.replace("sparsespec", "nosuchpackage"))
+    monkeypatch.setattr(_processes, "_BOOT", _processes._BOOT.replace("{module}", "nosuchpackage"))
     with Processes(1) as engine, pytest.raises(WorkerError, match=r"exit code 1 .*No module named 'nosuchpackage'"):
         work(engine, job_of(tmp_path, stubs.Stub()), items)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "nosuchpython"))
@@ -516,7 +517,7 @@ def test_temporary_files_of_a_killed_process_go_with_it(
     scratch.mkdir()
     monkeypatch.setattr(processes.tempfile, "tempdir", str(scratch))
     child = processes._Child(1, scratch=True)
-    with suppress(processes._EndedError):
+    with suppress(processes.EndedError):
         (Path(str(child.scratch)) / "fetched.jpg").touch()
         child.kill()
         child.ask("job", (b"", 1), 1.0)
@@ -530,14 +531,14 @@ def test_a_process_that_cannot_be_killed_is_left_alone(
 ) -> None:
     child = processes._Child(1, scratch=False)
     with monkeypatch.context() as patch:
-        patch.setattr(processes, "_GRACE", 0.1)
-        patch.setattr(processes, "_LAST_GRACE", 0.1)
+        patch.setattr(processes, "GRACE", 0.1)
+        patch.setattr(processes, "LAST_GRACE", 0.1)
         # One that waits for a disk can only be pretended.
-        patch.setattr(processes, "_kill_group", lambda process: None)
+        patch.setattr(processes, "kill_group", lambda process: None)
         os.kill(child.pid, signal.SIGSTOP)
         assert "cannot be ended" in child.end()
         assert "could not be killed" in caplog.text
-    processes._kill_group(child._process)
+    processes.kill_group(child._process)
     child._process.wait()
     child._listener.join()
 

@@ -48,7 +48,7 @@ def test_defaults(invoke: Invoke, called: list[dict[str, Any]]) -> None:
     assert list(call["models"]) == ["default"]
     assert call["limits"] == Limits()
     assert call["allowed_hosts"] == ("127.0.0.1", "localhost", "[::1]")
-    assert (call["cors_origins"], call["root_path"], call["log_format"], call["workers"]) == ((), "", "text", None)
+    assert (call["cors_origins"], call["root_path"], call["log_format"], call["workers"]) == ((), "", "json", None)
 
 
 @needed

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,10 @@ class Stub:
 
     broken: str = ""
     slow_start: float = 0.0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Worker processes don't find the modules of the tests.
+        return eval, (f"__import__('runpy').run_path({__file__!r})['Stub'](**{asdict(self)!r})",)
 
     def opened(self, threads: int) -> Callable[..., Found]:
         time.sleep(self.slow_start)

@@ -10,16 +10,18 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 from PIL import Image
-from server_stubs import Stub
+
+from tests.server.server_stubs import Stub
 
 for _package in ("starlette", "uvicorn", "python_multipart"):
     pytest.importorskip(_package, reason="the server needs it: pip install '.[test]'")
@@ -30,7 +32,8 @@ from sparsespec.server.wish import Wish  # noqa: E402
 from sparsespec.server.work import Done, answer  # noqa: E402
 from sparsespec.server.workers import Pool  # noqa: E402
 
-HERE = Path(__file__).parent
+T = TypeVar("T")
+STUBS = Path(__file__).with_name("server_stubs.py")
 
 
 class Inline:
@@ -162,9 +165,15 @@ async def running(app: Any) -> AsyncIterator[Any]:
         yield app
 
 
+def in_a_loop(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in a loop of its own, whatever runs in this thread already, such as that of Playwright."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, main).result()
+
+
 def ask(app: Any, *arguments: Any, **options: Any) -> Answer:
     """Send one request to an application."""
-    return asyncio.run(call(app, *arguments, **options))
+    return in_a_loop(call(app, *arguments, **options))
 
 
 def with_app(use: Callable[[Any], Awaitable[Any]], models: Mapping[str, Any] | None = None, **options: Any) -> Any:
@@ -174,7 +183,7 @@ def with_app(use: Callable[[Any], Awaitable[Any]], models: Mapping[str, Any] | N
         async with running(create_app(models or {"default": Stub()}, **options)) as app:
             return await use(app)
 
-    return asyncio.run(run())
+    return in_a_loop(run())
 
 
 def inline_app(limits: Limits | None = None, models: Mapping[str, Any] | None = None, **options: Any) -> Any:
@@ -208,8 +217,7 @@ def form(
 def served(*, limits: str = "", models: str = "", more: str = "", log: str = "json") -> Iterator[Served]:
     """A server in a process of its own, with stubs for models."""
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from server_stubs import *\n"
+        "import runpy, sys; globals().update(runpy.run_path(sys.argv[1]))\n"
         "from sparsespec.server.limits import Limits\n"
         "from sparsespec.server.run import listen, run\n"
         f"models = {models or {'default': 'Stub()'}!r}\n"
@@ -217,7 +225,7 @@ def served(*, limits: str = "", models: str = "", more: str = "", log: str = "js
         f"sys.exit(run(models, listen(port=0), limits=Limits({limits}), workers=1, log_format={log!r}, {more}))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-P", "-W", "error", "-c", code, str(HERE)], stderr=subprocess.PIPE, text=True, bufsize=1
+        [sys.executable, "-P", "-W", "error", "-c", code, str(STUBS)], stderr=subprocess.PIPE, text=True, bufsize=1
     )
     server = Served(process)
     try:

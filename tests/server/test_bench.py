@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from serving import ask, inline_app, photo, served
 
 from sparsespec.cli import main
 from sparsespec.evaluation import benchmark
 from sparsespec.evaluation.benchmark import check_document, clients, server
 from sparsespec.evaluation.benchmark.server import Load
+from tests.server.serving import STUBS, ask, inline_app, photo, served
 
-HERE = Path(__file__).parent
 posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
 
@@ -115,8 +114,7 @@ def test_part_and_document() -> None:
 @posix
 def test_the_whole_part(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
-        "from server_stubs import Stub\n"
+        f"import runpy; Stub = runpy.run_path({str(STUBS)!r})['Stub']\n"
         "from sparsespec.cli import main, serve\n"
         "serve._served = lambda *arguments: {'default': Stub()}\n"
         "main()\n"

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import Limits, Served, photo, served
+
+from tests.server.serving import Limits, Served, photo, served
 
 DOCS = Path(__file__).parents[2] / "docs"
 FILES = DOCS / "server"

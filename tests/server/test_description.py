@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from serving import inline_app
+
+from tests.server.serving import inline_app
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not installed")

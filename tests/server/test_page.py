@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from serving import Served, photo, served
+
+from tests.server.serving import Served, photo, served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_stubs import HANG, NAP
-from serving import Answer, Served, form, parsed, photo, received, served
 
 from sparsespec.server.run import ListenError, listen
+from tests.server.server_stubs import HANG, NAP
+from tests.server.serving import Answer, Served, form, parsed, photo, received, served
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-from serving import Limits
 
 from sparsespec.server.problems import ProblemError
 from sparsespec.server.wish import COCO, LABELS, OVERLAY, PARAMETERS, Wish, negotiated, parse
+from tests.server.serving import Limits
 
 MODELS = ["small", "large"]
 

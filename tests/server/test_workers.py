@@ -8,10 +8,10 @@ from collections.abc import Awaitable
 from typing import Any
 
 import pytest
-from server_stubs import CRASH, GREEDY, HANG, KILLED, NAP, RAISE
-from serving import Answer, Limits, Stub, call, create_app, photo, running, with_app
 
 from sparsespec.server.app import shares
+from tests.server.server_stubs import CRASH, GREEDY, HANG, KILLED, NAP, RAISE
+from tests.server.serving import Answer, Limits, Stub, call, create_app, in_a_loop, photo, running, with_app
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and process groups of POSIX")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc of Linux")
@@ -202,7 +202,7 @@ def test_stopping_finishes_what_was_taken_on() -> None:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 
-    asyncio.run(run())
+    in_a_loop(run())
 
 
 @posix
@@ -220,7 +220,7 @@ def test_stopping_does_not_wait_for_ever() -> None:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 
-    asyncio.run(run())
+    in_a_loop(run())
 
 
 def test_shares(monkeypatch: pytest.MonkeyPatch) -> None:

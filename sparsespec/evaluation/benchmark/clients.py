@@ -82,7 +82,7 @@ async def _client(task: dict[str, Any], order: _Order, end: float, began: float,
     while time.perf_counter() < end:
         body = order.following()
         before = time.perf_counter()
-        status, size = 0, 0
+        status, content = 0, b""
         headers: dict[str, str] = {}
         try:
             async with asyncio.timeout(_LATE):
@@ -90,27 +90,35 @@ async def _client(task: dict[str, Any], order: _Order, end: float, began: float,
                     reader, writer = await asyncio.open_connection(task["address"], task["port"])
                 writer.write(body.request)
                 await writer.drain()
-                status, headers, size = await _answer(reader)
+                status, headers, content = await _answer(reader)
         except (OSError, EOFError, ValueError, TimeoutError):
             status = 0
         now = time.perf_counter()
         work, stages = _work(headers.get("server-timing", ""))
-        results.append([body.number, float(body.good), status, now - before, work, now - began, size, stages])
+        results.append([body.number, float(body.good), status, now - before, work, now - began, len(content), stages])
         if (status == 0 or headers.get("connection", "").lower() == "close") and writer is not None:
             writer.close()
             reader = writer = None
         if status in (429, 503):
-            await asyncio.sleep(min(float(headers.get("retry-after", "1")), max(0.0, end - now)))
+            await asyncio.sleep(min(_pause(headers, content), max(0.0, end - now)))
     if writer is not None:
         writer.close()
 
 
-async def _answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], int]:
+def _pause(headers: dict[str, str], content: bytes) -> float:
+    """Seconds after which the server said to come again: the document has fractions, the header has not."""
+    try:
+        return float(json.loads(content)["seconds"])
+    except (ValueError, LookupError, TypeError):
+        return float(headers.get("retry-after", "1"))
+
+
+async def _answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
     first, *lines = head.rstrip().split("\r\n")
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     content = await reader.readexactly(int(headers["content-length"]))
-    return int(first.split()[1]), headers, len(content)
+    return int(first.split()[1]), headers, content
 
 
 def _work(timing: str) -> tuple[float, int]:
