@@ -577,4 +577,6 @@ def _summary(result: BatchResult) -> str:
     parts.append(f"{result.instances} instance{'' if result.instances == 1 else 's'}")
     parts.append(readable_duration(result.seconds))
     head = "interrupted: " if result.interrupted else "ended at the first failure: " if result.stopped else ""
-    return f"{head}{', '.join(parts)}; look at {_shown(_report(result.output))}"
+    # Of many images, an interrupted run writes no report when it is interrupted once more.
+    place = f"look at {_report(result.output)}" if result.counts.get("images") else f"results in {result.output}"
+    return f"{head}{', '.join(parts)}; {_shown(place)}"

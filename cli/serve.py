@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,10 @@ class Size(PositiveNumber):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the number, in units of one."""
-        return float(max(1, round(super().convert(value, param, ctx) * 1e6)))
+        number = super().convert(value, param, ctx) * 1e6
+        if not math.isfinite(number):
+            self.fail(f"{value} is too large.", param, ctx)
+        return float(max(1, round(number)))
 
 
 @click.command("serve", short_help="Segment images over HTTP.")

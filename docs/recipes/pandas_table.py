@@ -1,5 +1,6 @@
 """Questions to a run, asked with pandas: which folders, which photographs, which instances.
 
+pip install sparsespec pandas
 python pandas_table.py [RUN]
 """
 

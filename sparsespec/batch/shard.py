@@ -363,10 +363,11 @@ def remove_stale(job: Job, number: int, items: Sequence[Item]) -> None:
             if outcome.card is not None:
                 files = card_files(outcome.card)
                 remove_outputs(job.target, files)
-                outcome.files = {path: size for path, size in outcome.files.items() if path not in files}
+                outcome.files = {file: size for file, size in outcome.files.items() if file not in files}
                 outcome.card, hidden = None, True
-    if stale and job.formats.coco_shards:
-        job.target.remove(coco_file(number))  # written anew with the shard
     if stale or begun or hidden:
+        if job.formats.coco_shards:
+            # Written anew with the shard. What a journal says, the file may not, and after this there is no journal.
+            job.target.remove(coco_file(number))
         # Their names may be those of other images soon: nobody is to remove them once more.
         state.finish(number, {path: past.settled[path] for path in past.settled.keys() - stale}, past.sources)

@@ -337,6 +337,28 @@ def test_the_coco_of_a_shard_follows_what_is_gone_or_lost(job: Job, tmp_path: Pa
     assert names() == [item.path for item in ITEMS[1:]]
 
 
+def test_the_coco_of_a_shard_follows_a_journal_that_is_taken_into_the_record(
+    job: Job, tmp_path: Path, photo: Photo
+) -> None:
+    """Killed before the shard was finished again; then the report no longer shows one of its images."""
+    job = replace(job, formats=Formats(coco_shards=True))
+    work(job, ITEMS, until=4)
+    path = tmp_path / "out" / "instances" / f"{NUMBER:06d}.json"
+
+    def widths() -> list[int]:
+        return [image["width"] for image in json.loads(path.read_text())["images"]]
+
+    assert widths() == [50, 51, 52, 53]
+    photo(tmp_path / "in" / "1.png", 90)
+    shard = Shard(job, NUMBER, ITEMS)
+    shard.settle(ITEMS[1], process_file(job, ITEMS[1]))
+    kill(shard)
+    hidden = [replace(ITEMS[0], card=False), *ITEMS[1:]]
+    remove_stale(job, NUMBER, hidden)
+    work(job, hidden)
+    assert widths() == [50, 90, 52, 53]
+
+
 def test_without_its_fingerprint_a_file_is_done_again(job: Job, tmp_path: Path) -> None:
     work(job, ITEMS, until=4)
     (tmp_path / "out" / ".sparsespec" / "times" / f"{NUMBER:06d}.json").unlink()

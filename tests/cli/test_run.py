@@ -521,7 +521,15 @@ def test_interrupted(
     result = invoke("run", "--input", zoo / "good", "--output", tmp_path / "out", "--workers", 1)
     assert result.exit_code == 130
     assert result.stdout.startswith("interrupted: 2 done, 0 failed, 10 not reached, ")
+    assert result.stdout.endswith(f"; look at {tmp_path / 'out' / 'report.html'}\n")
     assert record(tmp_path / "out")["state"] == "interrupted"
+    # Of too many images to write it while somebody waits, there is no report to look at.
+    monkeypatch.setattr("sparsespec.batch.run._AT_ONCE", 1)
+    calls = 0
+    result = invoke("run", "--input", zoo / "good", "--output", tmp_path / "many", "--workers", 1)
+    assert result.exit_code == 130
+    assert result.stdout.endswith(f"; results in {tmp_path / 'many'}\n")
+    assert not (tmp_path / "many" / "report.html").exists()
 
 
 def test_interrupted_before_the_first_image(

@@ -95,6 +95,7 @@ def test_options(invoke: Invoke, called: list[dict[str, Any]]) -> None:
         (["--root-path", "masks"], "must begin with a slash"),
         (["--max-body", 20, "--max-held", 10], "max_held must be at least max_body"),
         (["--max-body", 0], "not a number above 0"),
+        (["--max-body", "1e305"], "1e305 is too large"),
         (["--port", 70000], "70000"),
         (["--provider", "nonsense"], "nonsense"),
     ],
