@@ -23,7 +23,7 @@ from sparsespec.backbone import DEFAULT_LONG_SIDE, Backbone, TokenFeatures
 from sparsespec.closer import crop_around, redraw
 from sparsespec.directions import Directions, find_directions
 from sparsespec.images import PixelSource, as_pixels, crop
-from sparsespec.spectral import smallest_eigenpairs
+from sparsespec.spectral import EigenSolverError, smallest_eigenpairs
 
 METHODS = ("sparse", "paper")
 WEIGHTS = ("boc", "cosine")
@@ -357,7 +357,7 @@ class Segmenter:
             the result. The default makes one of int32.
         eigenvectors
             How many of the whole graph to compute for :attr:`Segmentation.layers`. They are there to be looked at; the
-            instances do not depend on them.
+            instances do not depend on them. Where no solver reaches its tolerance they are left out.
         watch
             Is called with the name of each step and what it made, in order, see :data:`Watch`.
 
@@ -602,7 +602,8 @@ Steps of ``method="sparse"``, in this order:
     ``graph``, what is cut; ``plain``, the same before :func:`sparsespec.affinity.weaken_back_steps`; ``smoothing``,
     what maps are smoothed on; ``position``, (N, 2) or None.
 ``eigenpairs``
-    ``pairs``, the :class:`~sparsespec.spectral.Eigenpairs` of ``graph``. Only if some were asked for.
+    ``pairs``, the :class:`~sparsespec.spectral.Eigenpairs` of ``graph``, or None, and then ``error``, why no solver
+    found them. Only if some were asked for.
 ``foreground``
     ``maps``, a list of :class:`ObjectnessMap`; ``contrast``, the largest smoothed border contrast, or None where the
     foreground was given; ``anything``, whether that is enough for there to be something.
@@ -764,9 +765,13 @@ def _find(
     layers = {}
     if eigenvectors:
         with clock("eigenvectors"):
-            pairs = smallest_eigenpairs(graph, min(eigenvectors + 1, graph.shape[0]))
-            layers = _eigenvector_layers(pairs.random_walk_vectors()[:, 1:].T, eigenvectors)
-        watch("eigenpairs", {"pairs": pairs})
+            pairs, error = None, None
+            try:
+                pairs = smallest_eigenpairs(graph, min(eigenvectors + 1, graph.shape[0]))
+                layers = _eigenvector_layers(pairs.random_walk_vectors()[:, 1:].T, eigenvectors)
+            except EigenSolverError as failed:  # they are to be looked at: no image is to fail for them
+                error = failed
+        watch("eigenpairs", {"pairs": pairs, "error": error})
     kept = sum(f.shape[1] for f in reduced)
     # At high resolution this is much of the memory, and what follows needs the graph and the features as they were.
     del reduced, plain

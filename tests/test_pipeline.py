@@ -17,9 +17,11 @@ import sparsespec
 from sparsespec import Backbone, Segmentation, Segmenter, pipeline, segment
 from sparsespec.closer import crop_around
 from sparsespec.directions import Directions, find_directions
+from sparsespec.explanation import explain
 from sparsespec.images import as_pixels
 from sparsespec.models import UnknownModelError, get_model
 from sparsespec.pipeline import PLAIN, Settings, find_instances, paint
+from sparsespec.spectral import EigenSolverError
 
 SMALL = 168
 
@@ -740,6 +742,22 @@ def test_who_watches_is_told_every_step_in_order(segmenter: Segmenter, astronaut
     assert made["instances"]["masks"].shape[1] == n
     assert [m.name for m in made["foreground"]["maps"]] == ["keys", "queries", "values", "learned"]
     assert made["affinity"]["graph"].shape == (n, n)
+
+
+def test_no_image_fails_for_its_eigenvectors(
+    small: Segmenter, astronaut: np.ndarray, small_result: Segmentation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_vain(graph: Any, k: int) -> Any:
+        raise EigenSolverError("no solver reached the tolerance", {})
+
+    monkeypatch.setattr(pipeline, "smallest_eigenpairs", in_vain)
+    made: dict[str, Mapping[str, Any]] = {}
+    found = small(astronaut, eigenvectors=2, watch=lambda step, what: made.update({step: what}))
+    assert np.array_equal(found.labels, small_result.labels)
+    assert list(found.layers) == ["foreground"]
+    assert made["eigenpairs"]["pairs"] is None
+    with pytest.raises(EigenSolverError, match="no solver reached"):
+        explain(small, astronaut)
 
 
 def test_a_negative_number_of_eigenvectors(segmenter: Segmenter, astronaut: np.ndarray) -> None:

@@ -61,6 +61,7 @@ def process_file(
     admit: Callable[[AbstractContextManager[PixelSource]], AbstractContextManager[PixelSource]] = lambda opening: (
         opening
     ),
+    warm_up: Callable[[], float] = lambda: 0.0,
 ) -> list[Outcome]:
     """Read, segment and write one file.
 
@@ -72,6 +73,9 @@ def process_file(
         With which file.
     admit : callable
         Opens an image when there is room for it, see `sparsespec.batch.several.Room.admit`.
+    warm_up : callable
+        Is called before an image that could be opened is segmented, and gives the seconds that it took, which do not
+        count as the image's.
 
     Returns
     -------
@@ -92,7 +96,7 @@ def process_file(
             outcomes = []
             for page in range(pages):
                 work = _Image(job, item, file, page if pages > 1 else None, fetching if page == 0 else 0.0)
-                outcomes.append(work.outcome(admit))
+                outcomes.append(work.outcome(admit, warm_up))
     except Exception as error:
         outcomes = [failure(item, explain(error, None), reason(error), seconds=time.perf_counter() - began)]
     for outcome in outcomes:
@@ -110,11 +114,14 @@ class _Image:
         self._page = page
         self._name = item.name if page is None else page_name(item.name, item.path, page + 1)
         self._fetching = fetching
+        self._waited = 0.0
         self._written: list[str] = []
         self._row = Row(path=item.path, page=None if page is None else page + 1)
 
     def outcome(
-        self, admit: Callable[[AbstractContextManager[PixelSource]], AbstractContextManager[PixelSource]]
+        self,
+        admit: Callable[[AbstractContextManager[PixelSource]], AbstractContextManager[PixelSource]],
+        warm_up: Callable[[], float],
     ) -> Outcome:
         """Do all of it; what goes wrong is in the row."""
         row, target = self._row, self._job.target
@@ -126,7 +133,7 @@ class _Image:
                 row.status, row.error, row.reason = "failed", explain(error, None), "output"
                 return Outcome(row, name=self._item.name)
             try:
-                done = self._results(staging, admit, began)
+                done = self._results(staging, admit, warm_up, began)
                 done.files = {path: (staging / path).stat().st_size for path in self._written}
                 before = time.perf_counter()
                 with _output_errors():
@@ -142,7 +149,7 @@ class _Image:
             except BaseException:
                 self._remove(staging)
                 raise
-        row.seconds["total"] = time.perf_counter() - began
+        row.seconds["total"] = time.perf_counter() - began - self._waited
         row.seconds = {stage: round(seconds, 6) for stage, seconds in row.seconds.items()}
         return done
 
@@ -150,6 +157,7 @@ class _Image:
         self,
         staging: Path,
         admit: Callable[[AbstractContextManager[PixelSource]], AbstractContextManager[PixelSource]],
+        warm_up: Callable[[], float],
         began: float,
     ) -> Outcome:
         job, row, formats = self._job, self._row, self._job.formats
@@ -159,6 +167,7 @@ class _Image:
             large = height * width >= LARGE_IMAGE
             image = source if large else source.read(0, 0, height, width)
             row.seconds["read"] = time.perf_counter() - began
+            self._waited = warm_up()
             with _label_file(staging, (height, width)) if large else nullcontext() as labels_file:
                 before = time.perf_counter()
                 segmentation = self._segmented(image, labels_file)
@@ -198,11 +207,7 @@ class _Image:
         # One of ours has this module loaded; others are called as their protocol says.
         pipeline = sys.modules.get("sparsespec.pipeline")
         if self._item.card and pipeline is not None and isinstance(segmenter, pipeline.Segmenter):
-            from sparsespec.spectral import EigenSolverError
-
-            with suppress(EigenSolverError):  # they are to be looked at: no image is to fail for them
-                found: Segmentation = segmenter(image, **options, eigenvectors=EIGENVECTORS)
-                return found
+            options["eigenvectors"] = EIGENVECTORS
         return segmenter(image, **options)
 
     def _more(

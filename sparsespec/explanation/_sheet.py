@@ -69,7 +69,7 @@ def write(sheet: Figure, text: str, x: float, y: float, **options: Any) -> None:
 def wrapped(paragraphs: Sequence[str]) -> list[str]:
     lines: list[str] = []
     for paragraph in paragraphs:
-        lines += ([""] if lines else []) + textwrap.wrap(paragraph, 46)
+        lines += ([""] if lines else []) + textwrap.wrap(paragraph, 43)
     return lines
 
 

@@ -282,8 +282,9 @@ def _draw_image(row: Row, made: Explanation, token: int) -> None:
     draw_photograph(axes, made)
     draw_grid(axes, made)
     mark_token(axes, made, token)
-    found = texts.counted(len(made.result), "instance") if len(made.result) else "nothing found"
-    axes = row.panel(*second, title=f"The result: {found}, each with its label and score")
+    count = len(made.result)
+    found = f"{texts.counted(count, 'instance')}, with label and score" if count else "nothing found"
+    axes = row.panel(*second, title=f"The result: {found}")
     drawn = draw_instances(Image.fromarray(made.photograph), made.after, made.result.scores)
     draw_photograph(axes, made, pixels=np.asarray(drawn))
 

@@ -139,6 +139,8 @@ class _Recorder:
 
     def _eigenpairs(self, made: Mapping[str, Any]) -> None:
         pairs = made["pairs"]
+        if pairs is None:
+            raise made["error"]
         self.made["spectrum"] = _spectrum(pairs.values, pairs.random_walk_vectors(), self.made["grid"])
 
     def _foreground(self, made: Mapping[str, Any]) -> None:

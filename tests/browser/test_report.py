@@ -672,6 +672,15 @@ def test_there_are_no_barriers(visit: Open, many: Path, odd: Path, scheme: str, 
         assert axe_violations(seen) == []
 
 
+def test_what_nobody_scrolled_to_is_printed_too(visit: Open, many: Path) -> None:
+    seen = visit(many)
+    unseen = "[...document.querySelectorAll('.card canvas')].filter(canvas => canvas.width === 1).length"
+    assert seen.page.evaluate(unseen) > 0
+    seen.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    seen.page.wait_for_function(f"() => {unseen} === 0")
+    seen.page.wait_for_function("() => [...document.querySelectorAll('.card img')].every(image => image.naturalWidth)")
+
+
 def test_on_paper_there_are_no_controls(visit: Open, three: Path) -> None:
     seen = visit(three)
     seen.page.emulate_media(media="print")

@@ -588,6 +588,18 @@
     if (drawing.length) requestAnimationFrame(drawSome);
   }
 
+  // Paper shows all cards of the page, also those that nobody has scrolled to.
+  addEventListener("beforeprint", () => {
+    if (!watcher) return;
+    watcher.disconnect();
+    for (const image of parts.grid.querySelectorAll("img")) image.loading = "eager";
+    for (const canvas of parts.grid.querySelectorAll("canvas")) {
+      const card = cards.get(canvas.row.name);
+      if (card) drawCard(canvas, card);
+      else wantMasks(canvas);
+    }
+  });
+
   function drawCard(canvas, card) {
     const [rows, columns] = card.maskSize, box = canvas.getBoundingClientRect(), ratio = Math.min(2, globalThis.devicePixelRatio || 1);
     const scale = Math.max(0.05, (Math.min(box.width / columns, box.height / rows) || 0.4) * ratio);

@@ -309,7 +309,7 @@
         }
         holder.classList.toggle("sv-missing", !image);
         const plain = side.querySelector(".sv-layers canvas");
-        if (plain && image) plain.getContext("2d").drawImage(image, 0, 0, plain.width, plain.height);
+        if (plain && image) plain.getContext("2d").drawImage(image, ...within(plain));
         place();
       });
       side.replaceChildren(...sections());
@@ -466,12 +466,22 @@
 
     // -- layers
 
+    // Where the picture lies in a small canvas: as it is, but never as thin as a line.
+    function within(canvas) {
+      const scale = Math.min(canvas.width / picture.size[0], canvas.height / picture.size[1]);
+      const [width, height] = picture.size.map(side => Math.max(16, Math.round(side * scale)));
+      return [(canvas.width - width) / 2, (canvas.height - height) / 2, width, height];
+    }
+
     function layersSection() {
       const options = [null, ...layers.keys()].map(name => {
         const input = element("input", {type: "radio", name: `${id}-layer`, value: name || "", checked: name === choice.layer,
           on: {change: () => setLayer(name)}});
         const small = element("canvas", {width: 112, height: 84, "aria-hidden": "true"}), context = small.getContext("2d");
-        if (name) paintLayer(context, layers.get(name), layers.get(name).canvas, 112, 84, true);
+        const [left, top, width, height] = within(small);
+        context.translate(left, top);
+        if (name) paintLayer(context, layers.get(name), layers.get(name).canvas, width, height, true);
+        context.resetTransform();
         return element("label", {}, input, small, element("span", {}, name || "none"));
       });
       const box = element("input", {type: "checkbox", checked: choice.smooth,
