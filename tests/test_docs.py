@@ -6,6 +6,7 @@ import ast
 import contextlib
 import doctest
 import importlib
+import importlib.util
 import itertools
 import json
 import os
@@ -26,6 +27,7 @@ from PIL import Image
 import sparsespec
 import sparsespec.cli
 import sparsespec.models
+from sparsespec.evaluation.benchmark.report_page import find_browser
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -134,6 +136,24 @@ def test_every_option_of_run_is_described() -> None:
     assert options <= set(_OPTION.findall((DOCS / "command-line.md").read_text(encoding="utf-8")))
 
 
+def commands(command: click.Command = sparsespec.cli.main, name: str = "") -> dict[str, click.Command]:
+    """Every command that does something, by the words that call it."""
+    if not isinstance(command, click.Group):
+        return {name: command}
+    found: dict[str, click.Command] = {}
+    for word, inner in command.commands.items():
+        found |= commands(inner, f"{name} {word}".strip())
+    return found
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_option_of_a_command_is_in_its_section(name: str) -> None:
+    text = (DOCS / "command-line.md").read_text(encoding="utf-8")
+    section = re.split(r"^## ", text.partition(f"## `sparsespec {name.split()[0]}`\n")[2], flags=re.MULTILINE)[0]
+    options = {option for parameter in commands()[name].params for option in parameter.opts if option.startswith("--")}
+    assert options <= set(_OPTION.findall(section))
+
+
 def commands_of(page: Path) -> list[str]:
     """What follows "sparsespec" in each command line on a page."""
     text = page.read_text(encoding="utf-8")
@@ -188,19 +208,30 @@ def test_commands_are_found_and_mistakes_in_them(tmp_path: Path) -> None:
     assert sorted(found) == ["--method can't be magic", "no such command", "run has no --inputs"]
 
 
+def offers(module: str, name: str) -> bool:
+    """Tell whether ``from module import name`` works: for what a module defines, and for modules of a package."""
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module(f"{module}.{name}")
+    return hasattr(importlib.import_module(module), name)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_code_on_the_pages_imports_what_is_there(page: Path) -> None:
     missing = []
     for _, code in python_blocks(page):
         for statement in ast.walk(ast.parse(code)):
             if isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith("sparsespec"):
-                module = importlib.import_module(str(statement.module))
-                missing += [name.name for name in statement.names if not hasattr(module, name.name)]
+                missing += [name.name for name in statement.names if not offers(str(statement.module), name.name)]
             elif isinstance(statement, ast.Attribute) and ast.unparse(statement.value) == "sparsespec":
-                with contextlib.suppress(ImportError):
-                    importlib.import_module(f"sparsespec.{statement.attr}")
-                missing += [statement.attr] if not hasattr(sparsespec, statement.attr) else []
+                missing += [statement.attr] if not offers("sparsespec", statement.attr) else []
     assert missing == []
+
+
+def test_missing_imports_are_found() -> None:
+    assert offers("sparsespec", "segment")
+    assert offers("sparsespec.explanation", "figures")  # a module of the package
+    assert not offers("sparsespec.explanation", "pictures")
+    assert not offers("sparsespec", "segments")
 
 
 @pytest.mark.parametrize(
@@ -369,13 +400,18 @@ def test_example_photographs_are_few_small_and_licensed() -> None:
 
 @pytest.mark.slow
 def test_pictures_can_be_made_again(tmp_path: Path) -> None:
-    for script in ("make_results.py", "make_stages.py"):
+    pictures = ["*.jpg"]
+    scripts = ["make_results.py", "make_stages.py"]
+    if importlib.util.find_spec("playwright") is not None and find_browser() is not None:
+        pictures.append("*.webp")
+        scripts.append("make_screens.py")
+    for script in scripts:
         command = [sys.executable, DOCS / "images" / script, "--output", tmp_path]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-    kept = sorted((DOCS / "images").glob("*.jpg"))
+    kept = sorted(picture for pattern in pictures for picture in (DOCS / "images").glob(pattern))
     assert sum(picture.stat().st_size for picture in kept) < 2_000_000
-    assert sorted(made.name for made in tmp_path.glob("*.jpg")) == [picture.name for picture in kept]
+    assert sorted(made.name for made in tmp_path.iterdir()) == sorted(picture.name for picture in kept)
     for picture in kept:
         assert picture.stat().st_size < 400_000
         with Image.open(picture) as old, Image.open(tmp_path / picture.name) as new:
