@@ -39,6 +39,7 @@ def run(*command: str | Path, folder: Path = ROOT) -> bool:
 def setup() -> bool:
     """Make ``.venv``; again is fine, and brings it up to date."""
     if not (VENV / "pyvenv.cfg").exists() and not run(sys.executable, "-m", "venv", VENV):
+        shutil.rmtree(VENV, ignore_errors=True)  # or the next try would take what is left, without pip, for all of it
         return False
     python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     done = run(python, "-m", "pip", "install", "--editable", f".[{EXTRAS}]")

@@ -1001,6 +1001,8 @@ def _read_deep(page: Any, handle: BinaryIO, path: str | os.PathLike[str]) -> npt
     except Exception:
         # A compression that needs another package: Pillow may have it, and says so if the file is damaged.
         return None
+    if pixels.size == 0:  # what contradicts itself, tifffile takes for empty
+        return None
     return _tiff_to_rgb(pixels, _tags(page), path)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import re
@@ -16,6 +17,7 @@ from PIL import Image
 
 import sparsespec.cli
 from sparsespec import affinity, spectral
+from sparsespec.batch.one import EIGENVECTORS
 from sparsespec.evaluation import benchmark
 from sparsespec.evaluation.benchmark import (
     bench,
@@ -914,7 +916,7 @@ def test_photographs_of_the_report_are_few_under_many_names(tmp_path: Path) -> N
     assert {file.parent.name for file in files} == {"00", "01"}
 
 
-def test_a_photograph_is_segmented_once() -> None:
+def test_a_photograph_is_segmented_once_with_all_layers_of_the_report() -> None:
     calls = []
 
     def segment(image: Any, *, eigenvectors: int = 0) -> Any:
@@ -923,9 +925,9 @@ def test_a_photograph_is_segmented_once() -> None:
 
     remembered = report_page.Remembered(segment)  # type: ignore[arg-type]
     one, other = np.zeros((4, 5, 3), np.uint8), np.ones((4, 5, 3), np.uint8)
-    assert remembered(one, eigenvectors=4) is remembered(one.copy(), eigenvectors=4)
+    assert remembered(one) is remembered(one.copy())
     assert remembered(other) is not remembered(one)
-    assert calls == [4, 0]
+    assert calls == [EIGENVECTORS, EIGENVECTORS]
 
 
 def test_a_report_is_weighed(tmp_path: Path) -> None:
@@ -950,5 +952,11 @@ def test_without_a_browser_the_report_is_only_weighed(monkeypatch: pytest.Monkey
     (section,) = benchmark.run(("report",), benchmark.Options(quick=True, photographs=3))
     size, times = section.tables
     assert [row["files"] for row in size.rows] == [1, 1, 3, 3, 8]
-    assert [row["status"] for row in times.rows] == ["not available"]
+    assert [(row["status"], row["remark"]) for row in times.rows] == [
+        ("not available", "at least 51 images are needed to turn pages")
+    ]
     assert section.own_failures == []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert "none of chromium, " in str(report_page._missing(51))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'sparsespec[browser]'" in str(report_page._missing(51))

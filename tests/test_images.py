@@ -1194,3 +1194,13 @@ def test_jpegs_of_ordinary_scans_are_read(tmp_path: Path) -> None:
     (tmp_path / "c.jpg").write_bytes(data[:last] + data[last:-2] * 2000 + b"\xff\xd9")
     with pytest.raises(ImageReadError, match="spread over more than 1000 scans; save it again"):
         read_image(tmp_path / "c.jpg")
+
+
+def test_an_empty_page_of_tifffile_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As newer ones give for tags that contradict each other; Pillow is asked then."""
+    import tifffile
+
+    values = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda page: np.empty((0, 0), np.uint16))
+    assert read_image(tmp_path / "a.tif").shape == (3, 4, 3)

@@ -137,6 +137,7 @@ def test_scores_are_the_plain_ones(seed: int) -> None:
         assert ours[name] == pytest.approx(value, abs=1e-12), name
 
 
+@pytest.mark.needs("pycocotools")
 @pytest.mark.parametrize("seed", range(10))
 def test_a_label_image_and_its_masks_score_the_same(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -176,6 +177,7 @@ def test_overlapping_truth_is_compared_mask_by_mask() -> None:
     assert score.foreground_true == np.count_nonzero(player | ball)
 
 
+@pytest.mark.needs("pycocotools")
 def test_void_pixels_count_for_nothing() -> None:
     labels = np.array([[1, 1, 2, 2, 3]])
     truth = np.array([[7, 0, 0, 8, 9]])
@@ -207,6 +209,7 @@ def test_what_matches_counts_although_it_lies_in_a_crowd() -> None:
     assert (score.n_predicted, score.n_true, score.matches_50, score.n_in_crowd) == (1, 1, 1, 0)
 
 
+@pytest.mark.needs("pycocotools")
 def test_empty_masks_among_true_ones() -> None:
     masks = np.zeros((3, 2, 2), bool)
     masks[1] = True
@@ -216,6 +219,7 @@ def test_empty_masks_among_true_ones() -> None:
     assert summarise([score]).ap == pytest.approx(1)
 
 
+@pytest.mark.needs("pycocotools")
 @pytest.mark.parametrize("predicted", [0, 1])
 @pytest.mark.parametrize("true", [0, 1])
 def test_images_of_one_pixel(predicted: int, true: int) -> None:
