@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from sparsespec._atomic import TEMPORARY_PATTERN
@@ -85,14 +86,21 @@ def coco_file(shard: int) -> str:
 
 
 def planned_files(store: Store, item: Item) -> Iterator[str]:
-    """List what a process may have written of a file when it ended too early to tell."""
+    """List what a process may have written of a file when it ended too early to tell.
+
+    Not what it had begun to write: that may be somebody else's who is at work on the same file; :func:`sweep` removes it.
+    """
     yield from (mask_file(item.name), overlay_file(item.name), yolo_file(item.name), *card_files(item.name))
     pages = page_name(item.name, item.path, 1).rpartition("/")[0]
     # Beside the cut-outs of an image may lie those of a folder that is called like it.
     own = f"{_CUTOUTS}/{item.name}/"
-    yield from [path for path in store.list(own.rstrip("/")) if "/" not in path.removeprefix(own)]
+    yield from _written(path for path in store.list(own.rstrip("/")) if "/" not in path.removeprefix(own))
     for kind in _OF_IMAGES:
-        yield from list(store.list(f"{kind}/{pages}"))
+        yield from _written(store.list(f"{kind}/{pages}"))
+
+
+def _written(paths: Iterable[str]) -> list[str]:
+    return [path for path in paths if not fnmatchcase(os.path.basename(path), TEMPORARY_PATTERN)]
 
 
 def sweep(store: Store) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import Receive
@@ -233,7 +234,7 @@ def _of_form(body: bytearray, boundary: str) -> bytes:
     def over() -> None:
         ended[0] = True
 
-    callbacks = {
+    callbacks: Any = {
         "on_part_begin": begin,
         "on_header_field": lambda content, start, end: header.extend(content[start:end]),
         "on_header_value": lambda content, start, end: value.extend(content[start:end]),
@@ -243,7 +244,7 @@ def _of_form(body: bytearray, boundary: str) -> bytes:
         "on_end": over,
     }
     try:
-        parser = MultipartParser(boundary.encode("latin-1"), callbacks)  # type: ignore[arg-type]
+        parser = MultipartParser(boundary.encode("latin-1"), callbacks)
         parser.write(bytes(body))
         parser.finalize()
     except FormParserError as error:

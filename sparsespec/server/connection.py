@@ -31,7 +31,7 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
         _unread = 0
         _reading_since = 0.0
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        def connection_made(self, transport: Any) -> None:
             """Begin, unless there are too many."""
             super().connection_made(transport)
             if len(self.connections) > limits.max_connections:

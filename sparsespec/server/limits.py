@@ -73,8 +73,8 @@ class Limits:
             whole = not isinstance(field.default, float)
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
                 raise ValueError(f"{field.name} must be a {'whole ' * whole}number, not {value!r}")
-            if least is not None and value < least:
-                raise ValueError(f"{field.name} must be at least {least}, not {value!r}")
+            if least is not None and not (least <= value < math.inf):
+                raise ValueError(f"{field.name} must be a number of at least {least}, not {value!r}")
             if least is None and not (0 < value < math.inf):
                 raise ValueError(f"{field.name} must be a number above 0, not {value!r}")
         if self.max_held < self.max_body:

@@ -229,6 +229,8 @@ def test_planned_files_are_those_of_the_image_and_no_other(tmp_path: Path) -> No
     pages |= {"report/images/a/x.tif/page-0001.jpg", "report/images/a/x.tif/page-0001.js"}
     others = {"masks/a/x/y.png", "cutouts/a/x/y/001.png", "masks/a/xx.png", "cutouts/a/xx/001.png"}
     others |= {"report/images/a/x/y.js", "report/run.js"}
+    # Somebody else may be at work on the same image.
+    others |= {"cutouts/a/x/.sparsespec-1.tmp", "masks/a/x.tif/.sparsespec-2.tmp"}
     fill(tmp_path, *own, *pages, *others)
     assert set(planned_files(LocalStore(tmp_path), Item("a/x.tif", "a/x"))) == own | pages
 
