@@ -88,7 +88,8 @@ def coco_file(shard: int) -> str:
 def planned_files(store: Store, item: Item) -> Iterator[str]:
     """List what a process may have written of a file when it ended too early to tell.
 
-    Not what it had begun to write: that may be somebody else's who is at work on the same file; :func:`sweep` removes it.
+    Not what it had begun to write: that may be somebody else's who is at work on the same file; :func:`sweep` removes
+    it.
     """
     yield from (mask_file(item.name), overlay_file(item.name), yolo_file(item.name), *card_files(item.name))
     pages = page_name(item.name, item.path, 1).rpartition("/")[0]

@@ -139,7 +139,7 @@ def run(bench: Bench) -> list[Table]:
     found, elements = time_in_browser(output / "report.html", repeats)
     for step, seconds in found.items():
         row = {"step": step, "seconds": statistics.median(seconds), "longest": max(seconds), "runs": seconds}
-        times.rows.append(row | _OURS)
+        times.rows.append({**row, **_OURS})
     times.notes.append(
         f"{repeats} times, each with a new browser; graphics are computed by the processor. *Open the page* ends when"
         " all photographs and masks in sight are drawn, everything else with the frame that shows its result. The"
