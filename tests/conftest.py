@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sparsespec._threads import available_cpus
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
@@ -37,6 +39,12 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell starts what it runs in the background with Ctrl-C ignored, and so would be all that the tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process more than processors for ``-n auto``: many tests wait for servers and other processes."""
+    return available_cpus() + 1
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -415,6 +415,7 @@ def test_a_foreground_that_is_given(backbone: Backbone, directions: Directions, 
 # Kinds of arrays
 
 
+@pytest.mark.slow
 def test_kinds_of_arrays_of_one_picture(small: Segmenter, small_result: Segmentation, astronaut: np.ndarray) -> None:
     opaque = np.full((*astronaut.shape[:2], 1), 255, np.uint8)
     read_only = astronaut.copy()

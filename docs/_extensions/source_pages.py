@@ -102,11 +102,20 @@ def source_of(domain: str, info: dict[str, str]) -> str | None:
         file = inspect.getsourcefile(inspect.unwrap(thing))
     except (AttributeError, TypeError):  # a constant, or an attribute of instances
         thing, file = None, importlib.import_module(info["module"]).__file__
-    if file is None or not is_source(Path(file)):
+    if file is None or not is_source(_in_checkout(Path(file))):
         return None
-    path = Path(file)
+    path = _in_checkout(Path(file))
     line = definitions(path).get(getattr(thing, "__qualname__", info["fullname"]))
     return _uri(path.relative_to(ROOT).as_posix(), line)
+
+
+def _in_checkout(path: Path) -> Path:
+    """Find the source of a module, which may be installed elsewhere."""
+    package = Path(str(importlib.import_module("sparsespec").__file__)).parent
+    if not path.is_relative_to(package) or path.is_relative_to(ROOT):
+        return path
+    part = path.relative_to(package)
+    return ROOT / part if part.parts[0] in ("cli", "models") else ROOT / "sparsespec" / part
 
 
 def _resolve(app: Sphinx, document: nodes.document, page: str) -> None:

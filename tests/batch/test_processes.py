@@ -141,6 +141,7 @@ def test_same_bytes_with_the_network(tmp_path: Path) -> None:
     assert files(tmp_path / "out") == files(tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_one_session_for_each_worker_kept_from_call_to_call(tmp_path: Path, stubs: ModuleType, notes: Path) -> None:
     items = pictures(tmp_path / "in", [1] * 12)
     stub = stubs.Stub({1: "slow"}, notes)

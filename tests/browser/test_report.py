@@ -443,6 +443,7 @@ def expected(keep: Callable[[ReportRow], bool]) -> str:
     return f"{found:,} of 5,000 images"
 
 
+@pytest.mark.slow
 def test_many_images_come_in_pages(visit: Open, many: Path) -> None:
     seen = visit(many)
     page = seen.page
@@ -463,6 +464,7 @@ def test_many_images_come_in_pages(visit: Open, many: Path) -> None:
     assert page.get_by_role("button", name="Next page").first.is_disabled()
 
 
+@pytest.mark.slow
 def test_the_document_stays_small(visit: Open, many: Path) -> None:
     seen = visit(many)
     page = seen.page
@@ -480,6 +482,7 @@ def test_the_document_stays_small(visit: Open, many: Path) -> None:
     assert max(sizes) < 1500
 
 
+@pytest.mark.slow
 def test_photographs_far_down_are_not_loaded(visit: Open, many: Path) -> None:
     seen = visit(many)
     seen.page.wait_for_function("() => document.querySelector('.card canvas').width > 1")
@@ -488,6 +491,7 @@ def test_photographs_far_down_are_not_loaded(visit: Open, many: Path) -> None:
     assert len(seen.requests) <= 2 * PAGE + 2
 
 
+@pytest.mark.slow
 def test_searching_many(visit: Open, many: Path) -> None:
     seen = visit(many)
     search = seen.page.get_by_role("searchbox")
@@ -516,6 +520,7 @@ FILTERS: dict[str, tuple[dict[str, str], Callable[[ReportRow], bool]]] = {
 }
 
 
+@pytest.mark.slow
 def test_filtering_many(visit: Open, many: Path) -> None:
     seen = visit(many)
     page = seen.page
@@ -529,6 +534,7 @@ def test_filtering_many(visit: Open, many: Path) -> None:
         assert seen.status() == "5,000 images"
 
 
+@pytest.mark.slow
 def test_filtering_by_status(visit: Open, many: Path) -> None:
     seen = visit(many)
     seen.page.get_by_role("button", name="Filters").click()
@@ -540,6 +546,7 @@ def test_filtering_by_status(visit: Open, many: Path) -> None:
     assert seen.status() == "5,000 images"
 
 
+@pytest.mark.slow
 def test_filters_work_together(visit: Open, many: Path) -> None:
     seen = visit(many, hash="#q=photo+01&score=0.5..&count=..3&sort=-area")
     assert seen.status() == expected(
@@ -559,6 +566,7 @@ ORDERS: dict[str, Callable[[ReportRow], Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_sorting_many(visit: Open, many: Path) -> None:
     seen = visit(many)
     page = seen.page
@@ -580,6 +588,7 @@ def test_sorting_many(visit: Open, many: Path) -> None:
         assert seen.names()[-1] == last[-1].path, "what is not known comes last, in both directions"
 
 
+@pytest.mark.slow
 def test_bars_choose(visit: Open, many: Path) -> None:
     seen = visit(many)
     counts = seen.page.get_by_role("group", name="Instances per image: choose a range")
@@ -605,6 +614,7 @@ def test_bars_choose(visit: Open, many: Path) -> None:
     assert seen.page.get_by_role("group", name="Time per image: choose a range").is_visible()
 
 
+@pytest.mark.slow
 def test_opened_images_are_those_found(visit: Open, many: Path) -> None:
     seen = visit(many, hash="#count=6..6&page=2")
     page = seen.page
@@ -625,6 +635,7 @@ def test_opened_images_are_those_found(visit: Open, many: Path) -> None:
 # -- every screen and everybody
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [320, 360])
 def test_phones(visit: Open, many: Path, width: int) -> None:
     seen = visit(many, viewport={"width": width, "height": 700}, has_touch=True, is_mobile=True)
@@ -652,6 +663,7 @@ def test_dark_and_light(visit: Open, three: Path) -> None:
     assert max(dark) < 60
 
 
+@pytest.mark.slow
 @pytest.mark.needs("axe_core_python")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("place", ["gallery", "image", "failures"])
@@ -672,6 +684,7 @@ def test_there_are_no_barriers(visit: Open, many: Path, odd: Path, scheme: str, 
         assert axe_violations(seen) == []
 
 
+@pytest.mark.slow
 def test_what_nobody_scrolled_to_is_printed_too(visit: Open, many: Path) -> None:
     seen = visit(many)
     unseen = "[...document.querySelectorAll('.card canvas')].filter(canvas => canvas.width === 1).length"

@@ -50,6 +50,7 @@ def test_parts_are_the_tables() -> None:
     assert tuple(plan.key for plan in plans()) == PARTS
 
 
+@pytest.mark.slow
 def test_tables(invoke: Callable[..., Result], folders: list[Path]) -> None:
     result = invoke("eval", "--ablation", "--truth", folders[0], "--truth", folders[1], "--part", "bounds")
     assert result.exit_code == 0

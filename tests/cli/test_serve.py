@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sparsespec.cli import main
+from sparsespec.models import get_model
 
 Invoke = Callable[..., Result]
 needed = pytest.mark.needs("starlette", "uvicorn", "python_multipart")
@@ -53,7 +54,7 @@ def test_defaults(invoke: Invoke, called: list[dict[str, Any]]) -> None:
 
 @needed
 def test_options(invoke: Invoke, called: list[dict[str, Any]]) -> None:
-    model = Path(sys.modules["sparsespec"].__file__ or "").parents[1] / "models" / "dinov2_vits14_int8.onnx"
+    model = get_model("default").path
     result = invoke(
         "serve", "--host", "0.0.0.0", "--port", 0, "--model", "default", "--model", model, "--n-instances", 2,
         "--workers", 3,

@@ -24,7 +24,9 @@ def drawn(figure: object) -> bytes:
     return content.getvalue()
 
 
-@pytest.mark.parametrize("which", CASES)
+@pytest.mark.parametrize(
+    "which", [pytest.param(c, marks=[pytest.mark.slow] if c in ("large", "plain") else []) for c in CASES]
+)
 def test_all_stages_of_all_kinds_of_images(which: str, request: pytest.FixtureRequest) -> None:
     from sparsespec.explanation import figures
 

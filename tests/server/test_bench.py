@@ -111,6 +111,7 @@ def test_part_and_document() -> None:
         benchmark.Options(seconds=0)
 
 
+@pytest.mark.slow
 @posix
 def test_the_whole_part(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
