@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._method import method_option
 from ._provider import provider_options as with_provider
 from .run import Count, Directions, open_backbone
 
@@ -76,13 +77,7 @@ class Token(click.ParamType):
     show_default=True,
     help="Objects in the image: found out from it, or given.",
 )
-@click.option(
-    "--method",
-    type=click.Choice(["sparse", "paper"]),
-    default="sparse",
-    show_default=True,
-    help="'paper' follows the published method step by step; it needs --n-instances N.",
-)
+@method_option
 @click.option(
     "--directions",
     type=Directions(),

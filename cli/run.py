@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._method import method_option
 from ._progress import Progress
 from ._provider import provider_options as with_provider
 from ._storage import storage_options as with_storage
@@ -120,13 +121,7 @@ class PositiveNumber(click.ParamType):
     show_default=True,
     help="Objects in each image: found out from the image, or given.",
 )
-@click.option(
-    "--method",
-    type=click.Choice(["sparse", "paper"]),
-    default="sparse",
-    show_default=True,
-    help="'paper' follows the published method step by step; it needs --n-instances N.",
-)
+@method_option
 @click.option(
     "--directions",
     type=Directions(),

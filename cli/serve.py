@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._method import method_option
 from ._provider import provider_options as with_provider
 from .run import Count, Directions, PositiveNumber
 
@@ -64,13 +65,7 @@ class Size(PositiveNumber):
     show_default=True,
     help="Objects in each image, where the client does not say: found out from the image, or given.",
 )
-@click.option(
-    "--method",
-    type=click.Choice(["sparse", "paper"]),
-    default="sparse",
-    show_default=True,
-    help="'paper' follows the published method step by step; it needs --n-instances N.",
-)
+@method_option
 @click.option(
     "--directions",
     type=Directions(),
